@@ -1,0 +1,237 @@
+//! Reading histories: pages for people, and the rest of a task's history for workers.
+//!
+//! Both fold durable journal rows; a page resumes where the one before ended, so none folds from
+//! the start.
+
+use onward_proto::{
+    RunId,
+    v1::{
+        self, DescribeWorkflowResponse, GetWorkflowHistoryResponse, HistoryPosition,
+        TaskHistoryResponse, history_event::Attributes,
+    },
+};
+use prost::Message as _;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use super::{
+    client::{ClientApi, LONG_POLL},
+    status::answer,
+};
+use crate::{
+    engine::{TaskId, history::HistoryFold},
+    shard::{
+        Node,
+        message::{Request, Target},
+    },
+};
+
+/// Bytes of a page, unless asked otherwise.
+const PAGE_BYTES: u32 = 1 << 20;
+/// Bytes of a page at most: a message holds 4 MiB, and one event may be 2 MiB.
+const MAX_PAGE_BYTES: u32 = 3 << 20;
+/// Journal bytes read at once.
+const READ_BYTES: u32 = 1 << 20;
+
+impl ClientApi {
+    pub(super) async fn history_page(
+        &self,
+        mut target: Target,
+        token: &[u8],
+        max_bytes: u32,
+        follow: bool,
+    ) -> Result<GetWorkflowHistoryResponse, Status> {
+        let max_bytes = match max_bytes {
+            0 => PAGE_BYTES,
+            bytes => bytes.min(MAX_PAGE_BYTES),
+        };
+        let position = read_token(token)?;
+        if let Some((run_id, _)) = &position {
+            if target.run_id.is_some_and(|asked| asked != *run_id) {
+                return Err(Status::invalid_argument("page_token belongs to another run"));
+            }
+            target.run_id = Some(*run_id);
+        }
+        let mut beyond = None;
+        let deadline = tokio::time::Instant::now() + LONG_POLL;
+        loop {
+            let locate =
+                self.ask(&target, |target, answer| Request::Locate { target, beyond, answer });
+            // Dropped half-way it only stops waiting: the lane finds its reply closed.
+            let Ok(located) = tokio::time::timeout_at(deadline, locate).await else {
+                return Ok(empty_page(token, target.run_id));
+            };
+            let located = located?;
+            target.run_id = Some(located.run_id);
+            let mut fold = position
+                .as_ref()
+                .map_or_else(HistoryFold::new, |(_, position)| HistoryFold::resume(position));
+            let exhausted =
+                self.feed(&mut fold, located.run_id, located.rows, max_bytes as usize).await?;
+            let events = fold.take_page(max_bytes as usize);
+            let at_end = exhausted && fold.is_drained();
+            if events.is_empty() && at_end && follow && !located.closed {
+                beyond = Some(located.rows);
+                continue;
+            }
+            let next_page_token = if at_end && located.closed {
+                bytes::Bytes::new()
+            } else {
+                fold.position(located.run_id).encode_to_vec().into()
+            };
+            return Ok(GetWorkflowHistoryResponse {
+                events,
+                next_page_token,
+                at_end,
+                run_id: located.run_id.to_wire(),
+            });
+        }
+    }
+
+    /// Feeds durable rows until there is a page's worth; tells whether that were all.
+    async fn feed(
+        &self,
+        fold: &mut HistoryFold,
+        run_id: RunId,
+        rows: u32,
+        page_bytes: usize,
+    ) -> Result<bool, Status> {
+        let mut seq = fold.read_from();
+        let mut bytes = 0;
+        while seq < rows {
+            if bytes >= page_bytes && !fold.is_drained() {
+                return Ok(false);
+            }
+            let store = Arc::clone(&self.node.store);
+            let page = self
+                .beside(async move { store.read_journal(run_id, seq, READ_BYTES).await })
+                .await?;
+            let before = seq;
+            for (row_seq, row) in page.rows {
+                if row_seq >= rows {
+                    return Ok(true);
+                }
+                bytes += row.len();
+                push(fold, row_seq, &row)?;
+                seq = row_seq + 1;
+            }
+            if seq == before {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Adds what only the journal's first row and the run's row know.
+    pub(super) async fn add_start(
+        &self,
+        run_id: RunId,
+        target: &Target,
+        description: &mut DescribeWorkflowResponse,
+    ) -> Result<(), Status> {
+        let store = Arc::clone(&self.node.store);
+        let page = self.beside(async move { store.read_journal(run_id, 0, 1).await }).await?;
+        let Some((_, row)) = page.rows.first() else { return Ok(()) };
+        let row = v1::JournalRow::decode(row.as_ref())
+            .map_err(|error| Status::internal(format!("run {run_id} cannot be read: {error}")))?;
+        let started = row.records.into_iter().find_map(|record| match record.attributes {
+            Some(Attributes::WorkflowExecutionStarted(started)) => Some(started),
+            _ => None,
+        });
+        if let Some(started) = started {
+            description.arguments = started.arguments;
+            description.execution_timeout_us = started.execution_timeout_us;
+            description.run_timeout_us = started.run_timeout_us;
+            if let Some(info) = description.info.as_mut() {
+                info.memo = started.memo;
+                info.namespace.clone_from(&target.namespace);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn push(fold: &mut HistoryFold, seq: u32, row: &[u8]) -> Result<(), Status> {
+    let row = v1::JournalRow::decode(row)
+        .map_err(|error| Status::internal(format!("journal row {seq} cannot be read: {error}")))?;
+    fold.push_row(seq, &row).map_err(|error| Status::internal(error.to_string()))
+}
+
+fn read_token(token: &[u8]) -> Result<Option<(RunId, HistoryPosition)>, Status> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let bad = || Status::invalid_argument("page_token was not made by this server");
+    let position = HistoryPosition::decode(token).map_err(|_| bad())?;
+    let run_id = RunId::from_wire(&position.run_id).map_err(|_| bad())?;
+    // No run has so many events; a number near the end of its range could not be counted on from.
+    if position.next_event_id == 0 || position.next_event_id > u64::from(u32::MAX) {
+        return Err(bad());
+    }
+    Ok(Some((run_id, position)))
+}
+
+fn empty_page(token: &[u8], run_id: Option<RunId>) -> GetWorkflowHistoryResponse {
+    GetWorkflowHistoryResponse {
+        events: Vec::new(),
+        next_page_token: bytes::Bytes::copy_from_slice(token),
+        at_end: true,
+        run_id: run_id.map_or_else(bytes::Bytes::new, RunId::to_wire),
+    }
+}
+
+/// A page of the history of a task that a worker holds: numbered events, then the facts it took.
+pub(super) async fn task_history(
+    node: &Node,
+    run_id: RunId,
+    task_id: TaskId,
+    position: &[u8],
+) -> Result<TaskHistoryResponse, Status> {
+    let mut fold = match read_token(position)? {
+        Some((run, position)) if run == run_id => HistoryFold::resume(&position),
+        Some(_) => return Err(Status::invalid_argument("position belongs to another run")),
+        None => HistoryFold::new(),
+    };
+    let mut rows = fold.read_from();
+    loop {
+        let store = Arc::clone(&node.store);
+        let read = async move { store.read_journal(run_id, rows, READ_BYTES).await };
+        let page = match node.env.spawn(read).await {
+            Ok(page) => page.map_err(|error| super::status::of_store(&error))?,
+            Err(error) => return Err(Status::internal(format!("a read ended badly: {error}"))),
+        };
+        for (seq, row) in &page.rows {
+            push(&mut fold, *seq, row)?;
+            rows = seq + 1;
+        }
+        if page.more {
+            if fold.is_drained() {
+                continue;
+            }
+            return Ok(task_page(fold, run_id, false));
+        }
+        let (reply, tail) = oneshot::channel();
+        node.ask(run_id.slot(), Request::TaskTail { run_id, task_id, rows, answer: reply })?;
+        let tail = answer(tail).await?;
+        if tail.rows > rows {
+            continue;
+        }
+        for (seq, row) in &tail.staged {
+            fold.push_row(*seq, row).map_err(|error| Status::internal(error.to_string()))?;
+        }
+        fold.push_facts(tail.facts);
+        return Ok(task_page(fold, run_id, true));
+    }
+}
+
+/// A page of what a fold has numbered; `last` when nothing follows what it has.
+fn task_page(mut fold: HistoryFold, run_id: RunId, last: bool) -> TaskHistoryResponse {
+    let events = fold.take_page(PAGE_BYTES as usize);
+    let next_position = if last && fold.is_drained() {
+        bytes::Bytes::new()
+    } else {
+        fold.position(run_id).encode_to_vec().into()
+    };
+    TaskHistoryResponse { events, next_position }
+}

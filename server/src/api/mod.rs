@@ -1,0 +1,12 @@
+//! The gRPC edge: messages become inputs here, once, and limits are checked here first.
+
+mod client;
+mod convert;
+mod history;
+mod http;
+mod status;
+mod worker;
+
+pub(crate) use client::ClientApi;
+pub(crate) use http::router;
+pub(crate) use worker::{MAX_MESSAGE, WorkerApi};

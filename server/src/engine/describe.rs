@@ -1,0 +1,372 @@
+//! What people are told about a run, above all what it waits for.
+
+use onward_proto::{
+    Timestamp,
+    v1::{
+        DescribeWorkflowResponse, Failure, PendingActivityInfo, PendingActivityState,
+        PendingTimerInfo, WorkflowInfo, WorkflowTaskFailureCause, WorkflowTaskInfo,
+        WorkflowTaskState,
+    },
+};
+
+use super::{
+    Limits, Run,
+    activity::{Activity, Attempt},
+};
+
+/// Activities and timers that get a sentence of their own.
+const SENTENCES: usize = 5;
+
+impl Run {
+    /// All about the run. The caller fills in the namespace's name; `pollers` tells how many
+    /// sessions poll a queue.
+    pub fn describe(
+        &self,
+        now: Timestamp,
+        pollers: &dyn Fn(&str) -> usize,
+        limits: &Limits,
+    ) -> DescribeWorkflowResponse {
+        let incident = self.has_incident(limits);
+        let size = self.history_size();
+        let info = WorkflowInfo {
+            namespace: String::new(),
+            workflow_id: self.identity.workflow_id.clone(),
+            run_id: self.identity.run_id.to_wire(),
+            workflow_type: self.identity.workflow_type.clone(),
+            task_queue: self.identity.task_queue.clone(),
+            status: self.status.into(),
+            started_at_us: self.identity.started_at.as_micros(),
+            closed_at_us: self.closed_at().map_or(0, Timestamp::as_micros),
+            history_events: size.events,
+            history_bytes: size.bytes,
+            memo: self.started.memo.clone(),
+            incident,
+        };
+        DescribeWorkflowResponse {
+            info: Some(info),
+            pending_activities: self
+                .activities
+                .iter()
+                .map(|activity| activity.describe(now, limits))
+                .collect(),
+            pending_timers: self
+                .timers
+                .iter()
+                .map(|timer| PendingTimerInfo {
+                    number: timer.number,
+                    started_at_us: timer.started_at.as_micros(),
+                    fire_at_us: timer.fire_at.as_micros(),
+                    summary: timer.summary.to_string(),
+                })
+                .collect(),
+            inbox: self.inbox.clone(),
+            task: Some(self.describe_task(now, limits)),
+            waits_for: self.waits_for(now, pollers, limits),
+            outcome: self.outcome(),
+            cancel_requested: self.cancel_requested,
+            arguments: self.started.arguments.clone(),
+            execution_timeout_us: self.started.execution_timeout_us,
+            run_timeout_us: self.started.run_timeout_us,
+        }
+    }
+
+    /// Whether somebody should look at the run.
+    pub fn has_incident(&self, limits: &Limits) -> bool {
+        self.is_blocked(limits)
+            || self.activities.iter().any(|activity| activity.has_incident(limits))
+    }
+
+    /// Whether its workflow task fails again and again.
+    fn is_blocked(&self, limits: &Limits) -> bool {
+        !self.is_closed() && self.task.failures >= limits.blocked_attempts
+    }
+
+    fn describe_task(&self, now: Timestamp, limits: &Limits) -> WorkflowTaskInfo {
+        let task = &self.task;
+        let backs_off = task.not_before.filter(|&time| self.owes_task() && time > now);
+        let state = if task.open.is_some() {
+            WorkflowTaskState::InFlight
+        } else if backs_off.is_some() {
+            WorkflowTaskState::BackingOff
+        } else if self.owes_task() {
+            WorkflowTaskState::Queued
+        } else {
+            WorkflowTaskState::None
+        };
+        let last = task.last_failure.as_deref();
+        let holder = task.open.as_ref().map(|open| &open.worker.identity);
+        WorkflowTaskInfo {
+            state: state.into(),
+            identity: holder.or(last.map(|last| &last.identity)).cloned().unwrap_or_default(),
+            attempt: task.failures + 1,
+            blocked: self.is_blocked(limits),
+            last_failure: last.and_then(|last| last.failure.as_deref().cloned()),
+            last_cause: last.map_or(0, |last| last.cause.into()),
+            next_attempt_at_us: backs_off.map_or(0, Timestamp::as_micros),
+        }
+    }
+
+    /// What the run waits for, one sentence each, most urgent first.
+    fn waits_for(
+        &self,
+        now: Timestamp,
+        pollers: &dyn Fn(&str) -> usize,
+        limits: &Limits,
+    ) -> Vec<String> {
+        if self.is_closed() {
+            return Vec::new();
+        }
+        let mut sentences = Vec::new();
+        self.task_waits_for(now, pollers, limits, &mut sentences);
+
+        let mut activities: Vec<&Activity> =
+            self.activities.iter().map(|activity| &**activity).collect();
+        // Those in trouble first; among equals the older call.
+        activities.sort_by_key(|activity| std::cmp::Reverse(activity.attempts()));
+        for activity in activities.iter().take(SENTENCES) {
+            sentences.push(activity.waits_for(now, pollers));
+        }
+        if activities.len() > SENTENCES {
+            sentences.push(format!("{} more activities", activities.len() - SENTENCES));
+        }
+
+        let mut timers: Vec<_> = self.timers.iter().collect();
+        timers.sort_by_key(|timer| timer.fire_at);
+        for timer in timers.iter().take(SENTENCES) {
+            let summary = match &*timer.summary {
+                "" => String::new(),
+                summary => format!(" ({summary})"),
+            };
+            let left = until(now, timer.fire_at);
+            sentences.push(format!("timer {}{summary} {left}", timer.number));
+        }
+        if timers.len() > SENTENCES {
+            sentences.push(format!("{} more timers", timers.len() - SENTENCES));
+        }
+
+        if sentences.is_empty() {
+            sentences.push("waits for a signal or other message from outside".into());
+        }
+        if let Some((at, _)) = self.workflow_timeout() {
+            sentences.push(format!("its timeout {}", until(now, at)));
+        }
+        sentences
+    }
+
+    fn task_waits_for(
+        &self,
+        now: Timestamp,
+        pollers: &dyn Fn(&str) -> usize,
+        limits: &Limits,
+        sentences: &mut Vec<String>,
+    ) {
+        let task = &self.task;
+        if let Some(last) = &task.last_failure {
+            let verb = if self.is_blocked(limits) { "blocked by" } else { "its task failed by" };
+            let mut sentence = format!("{verb} {}", cause_text(last.cause));
+            if let Some(failure) = &last.failure {
+                sentence = format!("{sentence}: {}", failure.message);
+            }
+            sentence = format!("{sentence} ({} attempts)", task.failures);
+            if let Some(time) = task.not_before.filter(|_| self.owes_task()) {
+                sentence = format!("{sentence}; the next attempt {}", until(now, time));
+            }
+            sentences.push(sentence);
+        }
+        let queue = &self.identity.task_queue;
+        if let Some(open) = &task.open {
+            let identity = &open.worker.identity;
+            let since = text(now.since(open.handed_out_at).as_micros());
+            sentences.push(format!("worker {identity} has its workflow task since {since}"));
+        } else if self.owes_task() && pollers(queue) == 0 {
+            sentences.push(format!("no worker polls queue {queue}"));
+        } else if self.task_offer(now).is_some() {
+            sentences.push(format!("its workflow task waits for a free worker of queue {queue}"));
+        }
+    }
+}
+
+impl Activity {
+    fn has_incident(&self, limits: &Limits) -> bool {
+        self.attempts() >= limits.incident_attempts
+    }
+
+    fn state(&self) -> PendingActivityState {
+        match &self.attempt {
+            _ if self.cancel_requested => PendingActivityState::CancelRequested,
+            Attempt::Ready { .. } => PendingActivityState::Queued,
+            Attempt::BackingOff { .. } => PendingActivityState::BackingOff,
+            Attempt::Running(running) if running.claimable_until.is_some() => {
+                PendingActivityState::Claimed
+            }
+            Attempt::Running(_) => PendingActivityState::Running,
+            Attempt::Unknown { .. } => PendingActivityState::Claimed,
+        }
+    }
+
+    fn describe(&self, now: Timestamp, limits: &Limits) -> PendingActivityInfo {
+        let (attempt, identity) = match &self.attempt {
+            Attempt::Running(running) => (running.token.attempt, running.identity.clone()),
+            Attempt::Ready { .. } | Attempt::BackingOff { .. } | Attempt::Unknown { .. } => {
+                (self.attempts() + 1, String::new())
+            }
+        };
+        let next_attempt_at = match self.attempt {
+            Attempt::BackingOff { until } if until > now => until.as_micros(),
+            _ => 0,
+        };
+        PendingActivityInfo {
+            number: self.number(),
+            activity_type: self.scheduled.activity_type.clone(),
+            task_queue: self.scheduled.task_queue.clone(),
+            state: self.state().into(),
+            attempt,
+            last_failure: self.last_failure().cloned(),
+            scheduled_at_us: self.scheduled_at.as_micros(),
+            next_attempt_at_us: next_attempt_at,
+            identity,
+            incident: self.has_incident(limits),
+            heartbeat_details: self.details().cloned(),
+        }
+    }
+
+    fn last_failure(&self) -> Option<&Failure> {
+        self.row.as_ref().and_then(|row| row.last_failure.as_ref())
+    }
+
+    fn waits_for(&self, now: Timestamp, pollers: &dyn Fn(&str) -> usize) -> String {
+        let queue = &self.scheduled.task_queue;
+        let place = match &self.attempt {
+            Attempt::Ready { .. } if pollers(queue) == 0 => {
+                format!("no worker polls queue {queue}")
+            }
+            Attempt::Ready { .. } => format!("waits for a free worker of queue {queue}"),
+            Attempt::BackingOff { until: time } => {
+                format!("the next attempt {}", until(now, *time))
+            }
+            Attempt::Running(running) => {
+                let since = text(now.since(running.started_at).as_micros());
+                let identity = &running.identity;
+                match running.claimable_until {
+                    None => format!("runs on worker {identity} since {since}"),
+                    Some(_) => format!("its worker {identity} is gone and may come back"),
+                }
+            }
+            Attempt::Unknown { .. } => "may still run on a worker that has not come back".into(),
+        };
+        let name = &self.scheduled.activity_type;
+        let mut sentence = format!("activity {} {name}", self.number());
+        if self.attempts() > 0 {
+            let since = text(now.since(self.scheduled_at).as_micros());
+            sentence = format!("{sentence} has failed {} times in {since}", self.attempts());
+            match self.last_failure() {
+                Some(failure) => sentence = format!("{sentence} ({})", failure.message),
+                None => sentence.push_str(" (it took too long)"),
+            }
+            sentence.push(';');
+        } else {
+            sentence.push(':');
+        }
+        sentence = format!("{sentence} {place}");
+        if self.cancel_requested {
+            sentence.push_str("; it was asked to stop");
+        }
+        sentence
+    }
+}
+
+fn cause_text(cause: WorkflowTaskFailureCause) -> &'static str {
+    match cause {
+        WorkflowTaskFailureCause::Unspecified => "an unknown cause",
+        WorkflowTaskFailureCause::NonDeterminism => "non-determinism",
+        WorkflowTaskFailureCause::Panic => "a panic of the workflow code",
+        WorkflowTaskFailureCause::Stuck => "workflow code that waits for nothing or loops",
+        WorkflowTaskFailureCause::ForeignWake => "a wake from outside the workflow",
+        WorkflowTaskFailureCause::WorkerLost => "a worker that vanished",
+        WorkflowTaskFailureCause::TimedOut => "a worker that gave no sign of life",
+        WorkflowTaskFailureCause::UnknownType => "a worker that does not know the workflow",
+        WorkflowTaskFailureCause::Unsupported => "a worker too old for the history",
+        WorkflowTaskFailureCause::Payload => "a recorded value that does not decode",
+        WorkflowTaskFailureCause::BadCommands => "a malformed completion",
+    }
+}
+
+/// When something is, seen from now.
+fn until(now: Timestamp, at: Timestamp) -> String {
+    match at.since(now).as_micros() {
+        0 => "is due".into(),
+        micros => format!("is due in {}", text(micros)),
+    }
+}
+
+/// A duration for people: its largest unit, rounded down.
+fn text(micros: u128) -> String {
+    match micros / 1_000 {
+        millis @ 0..1_000 => format!("{millis} ms"),
+        millis @ 1_000..120_000 => format!("{} s", millis / 1_000),
+        millis @ 120_000..7_200_000 => format!("{} min", millis / 60_000),
+        millis @ 7_200_000..172_800_000 => format!("{} h", millis / 3_600_000),
+        millis => format!("{} d", millis / 86_400_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use onward_proto::v1::WorkflowTaskFailureCause;
+
+    use super::super::fixture::*;
+
+    #[test]
+    fn it_says_what_a_run_waits_for() {
+        assert_eq!(history().with_pollers(0), ["no worker polls queue default"]);
+        assert_eq!(
+            history().with_pollers(1),
+            ["its workflow task waits for a free worker of queue default"]
+        );
+        assert_eq!(
+            history().handed_out().after(secs(3)).with_pollers(1),
+            ["worker w1 has its workflow task since 3 s"]
+        );
+        assert_eq!(
+            history().task([]).with_pollers(0),
+            ["waits for a signal or other message from outside"]
+        );
+        assert_eq!(
+            history().task([timer(1, secs(3 * 86_400))]).with_pollers(1),
+            ["timer 1 is due in 3 d"]
+        );
+        assert_eq!(
+            history().task([call(1)]).with_pollers(0),
+            ["activity 1 charge: no worker polls queue default"]
+        );
+        assert_eq!(
+            history().task([call(1)]).dispatched(1).broke(1, "Flaky").with_pollers(1),
+            [
+                "activity 1 charge has failed 1 times in 0 ms (it was Flaky); the next attempt is due in \
+              1 s"
+            ]
+        );
+        assert_eq!(
+            history().task([call(1)]).dispatched(1).reload().with_pollers(1),
+            ["activity 1 charge: may still run on a worker that has not come back"]
+        );
+        assert!(history().terminated().with_pollers(0).is_empty());
+    }
+
+    #[test]
+    fn a_blocked_run_says_why() {
+        let mut story = history();
+        for _ in 0..3 {
+            story = story.handed_out().task_failed(WorkflowTaskFailureCause::NonDeterminism);
+            story = story.after(secs(100));
+        }
+        assert_eq!(
+            story.with_pollers(1)[0],
+            "blocked by non-determinism: it was Bad (3 attempts); the next attempt is due"
+        );
+        let described = story.run.describe(story.now, &|_| 1, &story.limits);
+        assert!(described.info.unwrap().incident);
+    }
+}

@@ -1,0 +1,483 @@
+//! A run: its state, its leases, and the two functions that change them.
+
+use onward_proto::{
+    NamespaceId, RequestId, RunId, Timestamp,
+    v1::{
+        HistoryEvent, JournalRow, PendingActivity, WorkflowExecutionStarted, WorkflowOutcome,
+        WorkflowStatus, WorkflowTaskFailureCause, history_event::Attributes,
+    },
+};
+use prost::Message;
+
+use super::{
+    Decision, Effect, Input, LeaseChange, Limits, Rejection, RequestKind, Requests, SessionId,
+    Unreadable, Wake,
+    activity::{Activity, Attempt},
+    close::Closed,
+    history::{Step, stamp, steps},
+    timer::Timer,
+    workflow_task::{LastTask, Numbers, TaskLease},
+};
+use crate::store::HistorySize;
+
+/// What names a run and never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunIdentity {
+    /// The run.
+    pub run_id: RunId,
+    /// Its namespace.
+    pub namespace_id: NamespaceId,
+    /// The caller's key.
+    pub workflow_id: String,
+    /// The registered name of the workflow function.
+    pub workflow_type: String,
+    /// Where its workflow tasks go.
+    pub task_queue: String,
+    /// When it started.
+    pub started_at: Timestamp,
+}
+
+/// A run: the fold of its journal, and the leases of what is in flight.
+#[derive(Debug)]
+pub struct Run {
+    pub(super) identity: RunIdentity,
+    /// What it was started with. What only the first task needs is gone after it.
+    pub(super) started: Box<WorkflowExecutionStarted>,
+    pub(super) status: WorkflowStatus,
+    pub(super) closed: Option<Box<Closed>>,
+    /// The number that the next event gets.
+    pub(super) next_event_id: u64,
+    /// The time of the last numbered event.
+    pub(super) last_time: Timestamp,
+    /// Encoded bytes of all records.
+    pub(super) bytes: u64,
+    /// Facts that no completed task has taken, in arrival order.
+    pub(super) inbox: Vec<HistoryEvent>,
+    pub(super) inbox_bytes: usize,
+    /// Failed tasks since the last completed one, numbered.
+    pub(super) head: Vec<HistoryEvent>,
+    pub(super) last_task: Option<LastTask>,
+    pub(super) numbers: Numbers,
+    /// By number.
+    pub(super) timers: Vec<Timer>,
+    /// By number. Boxed, so that closing one of thousands moves pointers only.
+    #[allow(clippy::vec_box)]
+    pub(super) activities: Vec<Box<Activity>>,
+    /// Signals accepted so far.
+    pub(super) signals: u64,
+    pub(super) cancel_requested: bool,
+    pub(super) requests: Requests,
+    pub(super) task: TaskLease,
+}
+
+impl Run {
+    /// A run of which nothing is known yet but its name.
+    pub(super) fn new(identity: RunIdentity, requests: Requests) -> Self {
+        Self {
+            identity,
+            started: Box::default(),
+            status: WorkflowStatus::Running,
+            closed: None,
+            next_event_id: 1,
+            last_time: Timestamp::MIN,
+            bytes: 0,
+            inbox: Vec::new(),
+            inbox_bytes: 0,
+            head: Vec::new(),
+            last_task: None,
+            numbers: Numbers::default(),
+            timers: Vec::new(),
+            activities: Vec::new(),
+            signals: 0,
+            cancel_requested: false,
+            requests,
+            task: TaskLease::default(),
+        }
+    }
+
+    /// Rebuilds a run from what the store has.
+    ///
+    /// Which attempts run is not known then: what may be out can be claimed for the reconnect
+    /// grace, counted from `now`.
+    ///
+    /// # Errors
+    /// When the journal cannot be understood: the run is to be parked.
+    pub fn load(
+        now: Timestamp,
+        identity: &RunIdentity,
+        journal: &[JournalRow],
+        pending: &[(u32, PendingActivity)],
+        requests: Requests,
+        limits: &Limits,
+    ) -> Result<Self, Unreadable> {
+        let mut run = Self::new(identity.clone(), requests);
+        for row in journal {
+            run.fold(&row.records)?;
+            for request in &row.requests {
+                run.requests.adopt(request);
+            }
+        }
+        if run.next_event_id == 1 {
+            return Err(Unreadable::new("the journal is empty"));
+        }
+        for (number, row) in pending {
+            // A row of an activity that has closed would have gone with the closing event.
+            let activity = run.activity_mut(*number).ok_or_else(|| {
+                Unreadable::new(format!("activity {number} has a row but is not pending"))
+            })?;
+            activity.row = Some(Box::new(row.clone()));
+        }
+        run.load_attempts(now, limits);
+        run.requests.prune(now, limits);
+        Ok(run)
+    }
+
+    /// Works out what an input means for this run, and changes nothing.
+    ///
+    /// # Errors
+    /// Why the input is refused; nothing of it is to be recorded.
+    pub fn decide(
+        &self,
+        now: Timestamp,
+        input: &Input,
+        limits: &Limits,
+    ) -> Result<Decision, Rejection> {
+        match input {
+            Input::Signal(signal) => self.decide_signal(now, signal, limits),
+            Input::RequestCancel(stop) => self.decide_cancel_request(now, stop, limits),
+            Input::Terminate(stop) => self.decide_terminate(now, stop, limits),
+            Input::UseExisting { request_id } => self.decide_use_existing(now, *request_id, limits),
+            Input::CompleteTask(completion) => self.decide_complete_task(now, completion, limits),
+            Input::FailTask { task_id, cause, failure } => {
+                self.decide_fail_task(now, *task_id, *cause, failure.as_ref())
+            }
+            Input::StartAttempt { number, worker, incarnation } => {
+                self.decide_start_attempt(now, *number, worker, *incarnation, limits)
+            }
+            Input::CompleteActivity { token, result, identity } => {
+                self.decide_complete_activity(now, *token, result.as_ref(), identity, limits)
+            }
+            Input::FailActivity { token, failure, identity } => {
+                self.decide_fail_activity(now, *token, failure, identity, limits)
+            }
+            Input::CancelledActivity { token, failure, identity } => {
+                self.decide_cancelled_activity(now, *token, failure.as_ref(), identity, limits)
+            }
+            Input::Heartbeat { token, details } => {
+                self.decide_heartbeat(now, *token, details.as_ref(), limits)
+            }
+            Input::ClaimAttempt { token, worker } => self.decide_claim(now, *token, worker, limits),
+            Input::SessionLost { session } => Ok(self.decide_session_lost(now, *session, limits)),
+            Input::Deadline => Ok(self.decide_deadline(now, limits)),
+        }
+    }
+
+    /// Folds a decision in. It stands already, so there is nothing to refuse.
+    pub fn apply(&mut self, now: Timestamp, decision: &Decision, limits: &Limits) {
+        self.fold(&decision.records).expect("a decision holds whole steps of known kinds");
+        for request in &decision.requests {
+            self.requests.adopt(request);
+        }
+        for lease in &decision.leases {
+            self.apply_lease(lease);
+        }
+        for (number, row) in &decision.pending {
+            if let Some(activity) = self.activity_mut(*number) {
+                activity.row = row.clone().map(Box::new);
+                activity.unsaved_details = None;
+                activity.saved_at = now;
+            }
+        }
+        if !decision.records.is_empty() || !decision.requests.is_empty() {
+            self.requests.prune(now, limits);
+        }
+    }
+
+    /// The session's workflow task goes elsewhere; its attempts may be claimed for a while.
+    fn decide_session_lost(&self, now: Timestamp, session: SessionId, limits: &Limits) -> Decision {
+        let mut decision = match &self.task.open {
+            Some(open) if open.worker.session == session => {
+                self.fail_task(now, open, WorkflowTaskFailureCause::WorkerLost, None)
+            }
+            Some(_) | None => Decision::default(),
+        };
+        if self.uses_session(session) {
+            let claimable_until = now.plus_micros(limits.reconnect_grace_us);
+            decision.leases.push(LeaseChange::SessionLost { session, claimable_until });
+        }
+        decision
+    }
+
+    /// Whether the loss of this session means anything to the run.
+    pub fn uses_session(&self, session: SessionId) -> bool {
+        let runs_there = |activity: &Activity| matches!(&activity.attempt, Attempt::Running(running) if running.session == session);
+        self.task.sticky == Some(session)
+            || self.task.open.as_ref().is_some_and(|open| open.worker.session == session)
+            || self.activities.iter().any(|activity| runs_there(activity))
+    }
+
+    /// What has become due.
+    fn decide_deadline(&self, now: Timestamp, limits: &Limits) -> Decision {
+        if self.is_closed() {
+            return Decision::default();
+        }
+        if let Some((_, kind)) = self.workflow_timeout().filter(|(at, _)| *at <= now) {
+            return self.decide_timed_out(now, kind);
+        }
+        let mut decision = match &self.task.open {
+            Some(open) if open.deadline <= now => {
+                self.fail_task(now, open, WorkflowTaskFailureCause::TimedOut, None)
+            }
+            Some(_) | None => Decision::default(),
+        };
+        let failed = decision.records.len();
+        decision.records.extend(self.due_timers(now));
+        self.expire_activities(now, limits, &mut decision);
+        if self.task.not_before.is_some_and(|time| time <= now) {
+            decision.leases.push(LeaseChange::TaskBackoffOver);
+            decision.effects.push(Effect::OfferTask);
+        } else if decision.records.len() > failed {
+            self.offer_task_for_facts(now, &mut decision);
+        }
+        decision
+    }
+
+    /// Folds records in, step by step.
+    fn fold(&mut self, records: &[HistoryEvent]) -> Result<(), Unreadable> {
+        for step in steps(records) {
+            let step = step?;
+            if self.is_closed() {
+                return Err(Unreadable::new("a record behind the closing event"));
+            }
+            if matches!(step, Step::Started(_)) != (self.next_event_id == 1) {
+                return Err(Unreadable::new("the start is not the first record"));
+            }
+            match step {
+                Step::Started(event) | Step::Closed(event) => {
+                    for fact in std::mem::take(&mut self.inbox) {
+                        self.number(fact.time_us);
+                    }
+                    self.number(event.time_us);
+                    self.fold_event(event);
+                }
+                Step::Arrived(fact) => {
+                    self.fold_event(fact);
+                    self.inbox_bytes += fact.encoded_len();
+                    self.inbox.push(fact.clone());
+                }
+                Step::Failed(event) => {
+                    let mut failed = event.clone();
+                    let mut last_time_us = self.last_time.as_micros();
+                    stamp(&mut failed, &mut self.next_event_id, &mut last_time_us);
+                    self.last_time = Timestamp::from_micros(last_time_us);
+                    self.fold_event(event);
+                    self.head.push(failed);
+                }
+                Step::Completed { event, completed, commands } => {
+                    let taken = completed.facts_taken as usize;
+                    if taken > self.inbox.len() {
+                        return Err(Unreadable::new("a completed task took facts that never came"));
+                    }
+                    Step::remove_late(commands, &mut self.inbox, taken, |fact| fact);
+                    let numbered = if step.closes() { self.inbox.len() } else { taken };
+                    for fact in 0..numbered {
+                        self.number(self.inbox[fact].time_us);
+                    }
+                    self.inbox.drain(..numbered);
+                    self.inbox_bytes = self.inbox.iter().map(Message::encoded_len).sum();
+                    if self.inbox.is_empty() {
+                        // Most runs sleep with an empty inbox.
+                        self.inbox = Vec::new();
+                    }
+                    for event in std::iter::once(event).chain(commands) {
+                        self.number(event.time_us);
+                        self.fold_event(event);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts an event that gets its number now. Order does not matter: the time of the last of
+    /// several events is the latest of their times.
+    fn number(&mut self, time_us: i64) {
+        self.next_event_id += 1;
+        self.last_time = self.last_time.max(Timestamp::from_micros(time_us));
+    }
+
+    /// Folds what a record says in. It has happened already, so there is nothing to refuse.
+    fn fold_event(&mut self, event: &HistoryEvent) {
+        self.bytes += event.encoded_len() as u64;
+        let at = Timestamp::from_micros(event.time_us);
+        let Some(attributes) = &event.attributes else { return };
+        match attributes {
+            Attributes::WorkflowExecutionStarted(started) => {
+                *self.started = started.clone();
+                self.accept(at, RequestKind::Start, &started.request_id);
+            }
+            Attributes::SignalReceived(signal) => {
+                self.signals += 1;
+                self.accept(at, RequestKind::Signal, &signal.request_id);
+            }
+            Attributes::WorkflowExecutionCancelRequested(request) => {
+                self.cancel_requested = true;
+                self.accept(at, RequestKind::Cancel, &request.request_id);
+            }
+            Attributes::WorkflowTaskCompleted(completed) => self.complete_task(completed),
+            Attributes::WorkflowTaskFailed(failed) => self.task.recorded.push(failed.cause()),
+            Attributes::ActivityScheduled(scheduled) => {
+                self.numbers.take_call(scheduled.number);
+                self.schedule_activity(at, scheduled);
+            }
+            Attributes::ActivityCancelRequested(cancel) => self.cancel_activity(cancel.number),
+            Attributes::ActivityCompleted(closed) => self.end_activity(closed.number),
+            Attributes::ActivityFailed(closed) => self.end_activity(closed.number),
+            Attributes::ActivityTimedOut(closed) => self.end_activity(closed.number),
+            Attributes::ActivityCancelled(closed) => self.end_activity(closed.number),
+            Attributes::TimerStarted(timer) => {
+                self.numbers.take_call(timer.number);
+                self.start_timer(at, timer);
+            }
+            Attributes::TimerFired(fired) => self.end_timer(fired.number),
+            Attributes::TimerCancelled(cancelled) => self.end_timer(cancelled.number),
+            Attributes::MarkerRecorded(marker) => {
+                self.numbers.take(marker.number);
+            }
+            Attributes::WorkflowExecutionTerminated(terminated) => {
+                self.accept(at, RequestKind::Terminate, &terminated.request_id);
+                self.close(at, attributes);
+            }
+            Attributes::WorkflowExecutionCompleted(_)
+            | Attributes::WorkflowExecutionFailed(_)
+            | Attributes::WorkflowExecutionCancelled(_)
+            | Attributes::WorkflowExecutionTimedOut(_) => self.close(at, attributes),
+        }
+    }
+
+    /// Remembers the request of a record.
+    fn accept(&mut self, at: Timestamp, kind: RequestKind, request_id: &[u8]) {
+        let answer = self.answer_to(request_id);
+        if let Ok(request_id) = RequestId::from_wire(request_id) {
+            self.requests.accept(at, kind, request_id, answer);
+        }
+    }
+
+    /// Folds in what no record tells.
+    fn apply_lease(&mut self, lease: &LeaseChange) {
+        match lease {
+            LeaseChange::TaskVoid => {
+                self.task.open = None;
+                self.task.repeat = true;
+            }
+            LeaseChange::TaskFailed { cause, failure, not_before, identity } => {
+                self.task_failed(*cause, failure.clone(), *not_before, identity.clone());
+            }
+            LeaseChange::TaskBackoffOver => self.task.not_before = None,
+            LeaseChange::Sticky(session) => self.task.sticky = Some(*session),
+            LeaseChange::SessionLost { session, claimable_until } => {
+                if self.task.sticky == Some(*session) {
+                    self.task.sticky = None;
+                }
+                self.lose_attempts(*session, *claimable_until);
+            }
+            LeaseChange::Attempt { number, attempt } => {
+                if let Some(activity) = self.activity_mut(*number) {
+                    activity.attempt = attempt.clone();
+                }
+            }
+            LeaseChange::Heartbeat { number, at, details } => {
+                if let Some(activity) = self.activity_mut(*number) {
+                    if let Attempt::Running(running) = &mut activity.attempt {
+                        running.sign_at = running.sign_at.max(*at);
+                    }
+                    if details.is_some() {
+                        activity.unsaved_details.clone_from(details);
+                    }
+                }
+            }
+        }
+    }
+
+    /// When the run needs attention without an input.
+    pub fn wake(&self) -> Wake {
+        if self.is_closed() {
+            return Wake::Never;
+        }
+        let mut hot = self.task.open.is_some() || self.owes_task();
+        let mut next = self.workflow_timeout().map(|(at, _)| at);
+        let mut consider = |at: Option<Timestamp>| {
+            if let Some(at) = at {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+        };
+        consider(self.task.open.as_ref().map(|open| open.deadline));
+        consider(self.task.not_before);
+        for timer in &self.timers {
+            consider(Some(timer.fire_at));
+        }
+        for activity in &self.activities {
+            consider(activity.deadline());
+            hot |= !matches!(activity.attempt, Attempt::BackingOff { .. });
+        }
+        match (hot, next) {
+            (true, next) => Wake::Hot(next),
+            (false, Some(next)) => Wake::Cold(next),
+            (false, None) => Wake::Never,
+        }
+    }
+
+    /// What names the run.
+    pub fn identity(&self) -> &RunIdentity {
+        &self.identity
+    }
+
+    /// Its status.
+    pub fn status(&self) -> WorkflowStatus {
+        self.status
+    }
+
+    /// When it closed.
+    pub fn closed_at(&self) -> Option<Timestamp> {
+        self.closed.as_ref().map(|closed| closed.at)
+    }
+
+    /// How it ended.
+    pub fn outcome(&self) -> Option<WorkflowOutcome> {
+        self.closed.as_ref().map(|closed| closed.outcome.clone())
+    }
+
+    /// The window of accepted requests of its workflow id.
+    pub fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// What it was started with: its memo and timeouts, and its arguments.
+    pub fn started(&self) -> &WorkflowExecutionStarted {
+        &self.started
+    }
+
+    /// Length and size of its history.
+    pub fn history_size(&self) -> HistorySize {
+        HistorySize { events: self.next_event_id - 1, bytes: self.bytes }
+    }
+
+    /// Bytes of memory, roughly.
+    pub fn memory_bytes(&self) -> usize {
+        let started: usize =
+            self.started.arguments.iter().map(|payload| payload.data.len() + 80).sum();
+        let activities: usize =
+            self.activities.iter().map(|activity| activity.memory_bytes()).sum();
+        size_of::<Self>()
+            + size_of::<WorkflowExecutionStarted>()
+            + self.identity.workflow_id.len()
+            + self.identity.workflow_type.len()
+            + self.identity.task_queue.len()
+            + started
+            + self.inbox.capacity() * size_of::<HistoryEvent>()
+            + self.inbox_bytes * 2
+            + self.timers.capacity() * size_of::<Timer>()
+            + activities
+            + self.requests.memory_bytes()
+    }
+}

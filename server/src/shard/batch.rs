@@ -1,0 +1,340 @@
+//! The batch that fills while the one before it commits.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use onward_proto::{
+    RunId,
+    v1::{CancelReason, DescribeWorkflowResponse, HistoryEvent, JournalRow, WorkflowOutcome},
+};
+use prost::{
+    Message as _,
+    encoding::{WireType, encode_key, encode_varint},
+};
+
+use super::message::{Located, Refusal, Reply};
+use crate::{
+    dispatch::Session,
+    engine::{Answer, Decision, SessionId, TaskId, Token},
+};
+
+/// Records after which a lane stops reading its mailbox until the batch before is done.
+pub(crate) const MAX_RECORDS: usize = 4_096;
+/// Bytes after which it does.
+pub(crate) const MAX_BYTES: usize = 4 << 20;
+/// A batch without anything urgent commits when its oldest record is this old.
+pub(crate) const LAZY: Duration = Duration::from_millis(2);
+/// A batch that commits for somebody else's sake leaves a run behind that nobody waits for, until
+/// its records are this old: what its worker is about to answer then shares their journal row.
+pub(crate) const HOLD: Duration = Duration::from_millis(20);
+
+/// What was staged for one run. Its row is built from the run itself when the commit starts.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    /// Encoded `JournalRow` fields: the records.
+    pub(crate) records: BytesMut,
+    /// Rows of `pending`.
+    pub(crate) pending: BTreeMap<u32, Option<Bytes>>,
+    /// What may happen only when this is durable.
+    pub(crate) deferred: Vec<Deferred>,
+    /// Whether somebody waits for it.
+    urgent: bool,
+    /// When its first entry was staged, by the node's own clock.
+    since: Duration,
+    count: usize,
+    bytes: usize,
+}
+
+/// Something that may happen only when all that was staged before it is durable.
+#[derive(Debug)]
+pub(crate) enum Deferred {
+    /// Answer a request.
+    Answer(Reply<Answer>, Result<Answer, Refusal>),
+    /// Answer a description.
+    Describe(Reply<Box<DescribeWorkflowResponse>>, Box<DescribeWorkflowResponse>),
+    /// Answer where a journal stands.
+    Locate(Reply<Located>, RunId),
+    /// Answer the result of a closed run.
+    Outcome(Reply<WorkflowOutcome>, Box<WorkflowOutcome>),
+    /// Tell all who wait for a run's result.
+    Closed(RunId),
+    /// Offer the run's workflow task.
+    OfferTask(RunId),
+    /// Offer an activity.
+    OfferActivity(RunId, u32),
+    /// Send an attempt.
+    SendActivity(Token, SessionId),
+    /// Stop an attempt.
+    CancelAttempt(Token, SessionId, CancelReason),
+    /// Let a worker forget a workflow task's completion.
+    AckTask(Arc<Session>, TaskId),
+    /// Tell a worker that a workflow task's completion was not applied.
+    StaleTask(Arc<Session>, RunId, TaskId),
+    /// Let a worker forget an attempt's outcome.
+    AckActivity(Arc<Session>, Token),
+}
+
+impl Deferred {
+    /// Whether somebody waits for it; acks to workers can wait for company.
+    fn is_urgent(&self) -> bool {
+        match self {
+            Self::Answer(..)
+            | Self::Describe(..)
+            | Self::Locate(..)
+            | Self::Outcome(..)
+            | Self::OfferTask(_)
+            | Self::OfferActivity(..)
+            | Self::SendActivity(..)
+            | Self::CancelAttempt(..)
+            | Self::StaleTask(..) => true,
+            // The lane marks the batch urgent itself when somebody waits for the result.
+            Self::Closed(_) | Self::AckTask(..) | Self::AckActivity(..) => false,
+        }
+    }
+}
+
+/// The open batch, run by run: a run's own records stay in order, and runs do not wait for each
+/// other.
+#[derive(Debug, Default)]
+pub(crate) struct OpenBatch {
+    runs: BTreeMap<RunId, Staged>,
+    urgent: usize,
+    oldest: Option<Duration>,
+    count: usize,
+    bytes: usize,
+}
+
+impl OpenBatch {
+    /// Whether there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Whether the lane has to stop reading its mailbox.
+    pub(crate) fn is_full(&self) -> bool {
+        self.count >= MAX_RECORDS || self.bytes >= MAX_BYTES
+    }
+
+    /// What is staged for a run.
+    pub(crate) fn get(&self, run_id: RunId) -> Option<&Staged> {
+        self.runs.get(&run_id)
+    }
+
+    /// Marks a run as changed, so that its row is written.
+    pub(crate) fn touch(&mut self, run_id: RunId, boot: Duration) -> &mut Staged {
+        self.oldest.get_or_insert(boot);
+        self.runs.entry(run_id).or_insert_with(|| Staged {
+            records: BytesMut::new(),
+            pending: BTreeMap::new(),
+            deferred: Vec::new(),
+            urgent: false,
+            since: boot,
+            count: 0,
+            bytes: 0,
+        })
+    }
+
+    /// Stages what a decision writes.
+    pub(crate) fn stage(&mut self, run_id: RunId, decision: &Decision, boot: Duration) {
+        if !decision.writes() {
+            return;
+        }
+        let staged = self.touch(run_id, boot);
+        let before = (staged.count, staged.bytes);
+        staged.add(decision);
+        let added = (staged.count - before.0, staged.bytes - before.1);
+        self.count += added.0;
+        self.bytes += added.1;
+    }
+
+    /// Lets the next commit take a run along.
+    pub(crate) fn hurry(&mut self, run_id: RunId) {
+        if let Some(staged) = self.runs.get_mut(&run_id)
+            && !staged.urgent
+        {
+            staged.urgent = true;
+            self.urgent += 1;
+        }
+    }
+
+    /// Lets something wait for what is staged for a run. Gives it back if there is nothing.
+    pub(crate) fn defer(&mut self, run_id: RunId, deferred: Deferred) -> Result<(), Deferred> {
+        let urgent = deferred.is_urgent();
+        match self.runs.get_mut(&run_id) {
+            Some(staged) => staged.deferred.push(deferred),
+            None => return Err(deferred),
+        }
+        if urgent {
+            self.hurry(run_id);
+        }
+        Ok(())
+    }
+
+    /// Lets an answer wait without hurrying it: its receiver waits for more.
+    pub(crate) fn defer_lazily(&mut self, run_id: RunId, deferred: Deferred) {
+        if let Some(staged) = self.runs.get_mut(&run_id) {
+            staged.deferred.push(deferred);
+        }
+    }
+
+    /// Whether to commit now, or how long to wait for more.
+    pub(crate) fn due_in(&self, boot: Duration) -> Option<Duration> {
+        if self.is_empty() {
+            return None;
+        }
+        if self.urgent > 0 || self.is_full() {
+            return Some(Duration::ZERO);
+        }
+        let age = self.oldest.map_or(Duration::ZERO, |oldest| boot.saturating_sub(oldest));
+        Some(LAZY.saturating_sub(age))
+    }
+
+    /// Takes what the next commit writes. Runs that nobody waits for stay for a while, unless they
+    /// are the reason to commit.
+    pub(crate) fn take(&mut self, boot: Duration) -> BTreeMap<RunId, Staged> {
+        let age = if self.urgent > 0 { HOLD } else { LAZY };
+        let full = self.is_full();
+        let all = std::mem::take(self);
+        let mut taken = BTreeMap::new();
+        for (run_id, staged) in all.runs {
+            if full || staged.urgent || boot.saturating_sub(staged.since) >= age {
+                taken.insert(run_id, staged);
+            } else {
+                self.keep(run_id, staged);
+            }
+        }
+        taken
+    }
+
+    /// Takes one run alone.
+    pub(crate) fn take_one(&mut self) -> BTreeMap<RunId, Staged> {
+        let mut all = std::mem::take(self).runs;
+        let taken = all.pop_first().into_iter().collect();
+        for (run_id, staged) in all {
+            self.keep(run_id, staged);
+        }
+        taken
+    }
+
+    fn keep(&mut self, run_id: RunId, staged: Staged) {
+        self.oldest = Some(self.oldest.map_or(staged.since, |oldest| oldest.min(staged.since)));
+        self.urgent += usize::from(staged.urgent);
+        self.count += staged.count;
+        self.bytes += staged.bytes;
+        self.runs.insert(run_id, staged);
+    }
+}
+
+impl Staged {
+    fn add(&mut self, decision: &Decision) {
+        for record in &decision.records {
+            self.bytes += encode_record(record, &mut self.records);
+        }
+        for request in &decision.requests {
+            encode_key(REQUESTS_FIELD, WireType::LengthDelimited, &mut self.records);
+            request.encode_length_delimited(&mut self.records).expect("a BytesMut grows as needed");
+        }
+        for (number, pending) in &decision.pending {
+            let data = pending.as_ref().map(|pending| Bytes::from(pending.encode_to_vec()));
+            self.bytes += data.as_ref().map_or(0, Bytes::len);
+            self.pending.insert(*number, data);
+        }
+        self.count += decision.records.len() + decision.pending.len();
+    }
+}
+
+const RECORDS_FIELD: u32 = 3;
+const REQUESTS_FIELD: u32 = 4;
+const EPOCH_FIELD: u32 = 1;
+const COMMIT_SEQ_FIELD: u32 = 2;
+
+/// Appends a record as an entry of `JournalRow.records`; tells how many bytes it took.
+fn encode_record(record: &HistoryEvent, row: &mut BytesMut) -> usize {
+    let before = row.len();
+    encode_key(RECORDS_FIELD, WireType::LengthDelimited, row);
+    record.encode_length_delimited(row).expect("a BytesMut grows as needed");
+    row.len() - before
+}
+
+/// Completes a row: who wrote it stands behind the records, so that they need not be moved.
+pub(crate) fn seal_row(mut records: BytesMut, epoch: u64, commit_seq: u64) -> Bytes {
+    encode_key(EPOCH_FIELD, WireType::Varint, &mut records);
+    encode_varint(epoch, &mut records);
+    encode_key(COMMIT_SEQ_FIELD, WireType::Varint, &mut records);
+    encode_varint(commit_seq, &mut records);
+    records.freeze()
+}
+
+/// Reads the records of an encoded row, sealed or not.
+///
+/// # Errors
+/// When the bytes are not such a row.
+pub(crate) fn read_row(row: &[u8]) -> Result<JournalRow, prost::DecodeError> {
+    JournalRow::decode(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use onward_proto::v1::{TimerFired, history_event::Attributes};
+
+    use super::*;
+
+    #[test]
+    fn a_sealed_row_reads_as_it_was_staged() {
+        let record = HistoryEvent {
+            time_us: 7,
+            attributes: Some(Attributes::TimerFired(TimerFired { number: 3 })),
+            ..HistoryEvent::default()
+        };
+        let mut records = BytesMut::new();
+        encode_record(&record, &mut records);
+        encode_record(&record, &mut records);
+        let row = read_row(&seal_row(records, 5, 99)).unwrap();
+        assert_eq!((row.epoch, row.commit_seq), (5, 99));
+        assert_eq!(row.records, vec![record.clone(), record]);
+    }
+
+    fn run(number: u64) -> RunId {
+        RunId::new(number, 0, onward_proto::Slot::new(0))
+    }
+
+    fn answer() -> Deferred {
+        let (reply, _answer) = tokio::sync::oneshot::channel();
+        Deferred::Answer(reply, Err(Refusal::Unavailable(String::new())))
+    }
+
+    #[test]
+    fn acks_wait_for_company_and_answers_do_not() {
+        let mut batch = OpenBatch::default();
+        batch.touch(run(1), Duration::ZERO);
+        assert_eq!(batch.due_in(Duration::ZERO), Some(LAZY));
+        assert_eq!(batch.due_in(LAZY), Some(Duration::ZERO));
+        batch.defer(run(1), answer()).unwrap();
+        assert_eq!(batch.due_in(Duration::ZERO), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_commit_leaves_young_runs_behind_that_nobody_waits_for() {
+        let mut batch = OpenBatch::default();
+        batch.touch(run(1), Duration::ZERO);
+        batch.touch(run(2), Duration::ZERO);
+        batch.touch(run(3), HOLD);
+        batch.defer(run(2), answer()).unwrap();
+        let taken: Vec<RunId> = batch.take(LAZY).into_keys().collect();
+        assert_eq!(taken, [run(2)]);
+        batch.defer(run(3), answer()).unwrap();
+        let taken: Vec<RunId> = batch.take(HOLD).into_keys().collect();
+        assert_eq!(taken, [run(1), run(3)]);
+        assert!(batch.is_empty() && batch.due_in(HOLD).is_none());
+    }
+
+    #[test]
+    fn old_runs_are_reason_enough_to_commit() {
+        let mut batch = OpenBatch::default();
+        batch.touch(run(1), Duration::ZERO);
+        batch.touch(run(2), LAZY);
+        let taken: Vec<RunId> = batch.take(LAZY).into_keys().collect();
+        assert_eq!(taken, [run(1)]);
+        assert_eq!(batch.due_in(LAZY), Some(LAZY));
+    }
+}

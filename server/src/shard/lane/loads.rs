@@ -1,0 +1,355 @@
+//! Bringing runs into memory: looks at workflow ids, loads, recovery, and the due reader.
+//!
+//! All reads go beside the lane. What names a run that is being read waits behind the read; other
+//! runs go on.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use onward_proto::{
+    RunId, Timestamp,
+    v1::{JournalRow, PendingActivity},
+};
+use prost::Message as _;
+
+use super::{
+    super::{
+        batch::read_row,
+        message::{FromWorker, Mail, Refusal, Request},
+    },
+    Beside, HORIZON, IdKey, Lane, LaneEnd, READ_AHEAD,
+    runs::Entry,
+};
+use crate::{
+    engine::{Requests, Run, RunIdentity},
+    store::{DueRun, LoadedRun, NewestRun},
+};
+use onward_proto::v1::WorkflowStatus;
+
+/// Waits between two tries to read while the database is away.
+pub(super) const RETRY: Duration = Duration::from_millis(100);
+/// Loads of one lane that are under way at once.
+const LOADS: usize = 16;
+/// Hot runs listed at once while a lane recovers.
+const HOT_PAGE: u32 = 1_000;
+/// Due runs of one slot that are read at once.
+const DUE_PER_SLOT: u32 = 1_000;
+
+impl Lane {
+    /// Lets a request wait for a look at its workflow id's newest run.
+    pub(super) fn look(&mut self, key: IdKey, request: Request) {
+        self.waiting += 1;
+        self.looking.entry(key.clone()).or_default().push(request);
+        self.look_next.push(key);
+        self.start_look();
+    }
+
+    /// One statement for all ids that wait; those that come meanwhile go with the next.
+    fn start_look(&mut self) {
+        if self.look_under_way || self.look_next.is_empty() {
+            return;
+        }
+        self.look_under_way = true;
+        let ids = std::mem::take(&mut self.look_next);
+        let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
+        self.node.env.spawn(async move {
+            loop {
+                match node.store.find_newest_runs(ids.clone()).await {
+                    Ok(found) => {
+                        let found = ids.into_iter().zip(found).collect();
+                        drop(beside.send(Beside::Looked(found)).await);
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot look for workflow ids yet");
+                        node.env.sleep(RETRY).await;
+                    }
+                }
+                if beside.is_closed() {
+                    return;
+                }
+            }
+        });
+    }
+
+    pub(super) fn on_looked(&mut self, found: Vec<(IdKey, Option<NewestRun>)>) {
+        self.look_under_way = false;
+        for (key, newest) in found {
+            let requests = self.looking.remove(&key).unwrap_or_default();
+            self.waiting -= requests.len();
+            for request in requests {
+                self.on_looked_at(&key, newest.as_ref(), request);
+            }
+        }
+        self.start_look();
+    }
+
+    /// A start decides on what the look found, unless that run is open; everything else, and a
+    /// start behind another one, needs the run itself.
+    fn on_looked_at(&mut self, key: &IdKey, newest: Option<&NewestRun>, request: Request) {
+        if let Some(run_id) = self.ids.get(key) {
+            return self.with_run(*run_id, request);
+        }
+        match (request, newest) {
+            (Request::Start { start, answer, outcome }, None) => {
+                self.start_after_look(None, &start, answer, outcome);
+            }
+            (Request::Start { start, answer, outcome }, Some(newest))
+                if newest.status != WorkflowStatus::Running =>
+            {
+                match Requests::decode(&newest.requests) {
+                    Ok(requests) => {
+                        self.start_after_look(Some((newest, &requests)), &start, answer, outcome);
+                    }
+                    Err(error) => drop(answer.send(Err(Refusal::Parked {
+                        run_id: newest.run_id,
+                        reason: format!("its requests cannot be read: {error}"),
+                    }))),
+                }
+            }
+            (request, Some(newest)) => self.with_run(newest.run_id, request),
+            (request, None) => request.refuse_not_found(),
+        }
+    }
+
+    /// Lets a letter wait until its run is in memory.
+    pub(super) fn load(&mut self, run_id: RunId, letter: Mail) {
+        self.waiting += 1;
+        if let Some(waiting) = self.loading.get_mut(&run_id) {
+            waiting.push(letter);
+            return;
+        }
+        self.loading.insert(run_id, vec![letter]);
+        self.load_next.push_back(run_id);
+        self.start_loads();
+    }
+
+    /// Brings a run back because its deadline has come.
+    pub(super) fn load_due(&mut self, run_id: RunId) {
+        if !self.loading.contains_key(&run_id) && !self.parked.contains_key(&run_id) {
+            self.loading.insert(run_id, Vec::new());
+            self.load_next.push_back(run_id);
+            self.start_loads();
+        }
+    }
+
+    fn start_loads(&mut self) {
+        while self.loads_under_way < LOADS
+            && let Some(run_id) = self.load_next.pop_front()
+        {
+            self.loads_under_way += 1;
+            let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
+            self.node.env.spawn(async move {
+                loop {
+                    match node.store.load_run(run_id).await {
+                        Ok(loaded) => {
+                            drop(beside.send(Beside::Loaded(run_id, Box::new(loaded))).await);
+                            return;
+                        }
+                        Err(error) => {
+                            tracing::warn!(%run_id, %error, "cannot load a run yet");
+                            node.env.sleep(RETRY).await;
+                        }
+                    }
+                    if beside.is_closed() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    pub(super) fn on_loaded(&mut self, run_id: RunId, loaded: Option<LoadedRun>) {
+        self.loads_under_way -= 1;
+        self.start_loads();
+        let waiting = self.loading.remove(&run_id).unwrap_or_default();
+        self.waiting -= waiting.len();
+        let Some(loaded) = loaded else {
+            for letter in waiting {
+                self.refuse_unknown(run_id, letter);
+            }
+            return;
+        };
+        if !self.runs.contains_key(&run_id)
+            && let Err(reason) = self.rebuild(loaded)
+        {
+            self.park(run_id, &reason);
+        }
+        for letter in waiting {
+            match letter {
+                Mail::Request(request) => self.with_run(run_id, request),
+                Mail::Worker(from) => self.on_worker(from),
+                Mail::Matched(_) | Mail::Lease(_) | Mail::Drain => {}
+            }
+        }
+    }
+
+    fn refuse_unknown(&mut self, run_id: RunId, letter: Mail) {
+        match letter {
+            Mail::Request(request) => request.refuse_not_found(),
+            Mail::Worker(FromWorker::Run { session, input, .. }) => {
+                self.tell_stale_input(run_id, &session, &input);
+            }
+            Mail::Worker(_) | Mail::Matched(_) | Mail::Lease(_) | Mail::Drain => {}
+        }
+    }
+
+    fn rebuild(&mut self, loaded: LoadedRun) -> Result<(), String> {
+        let now = self.now();
+        let row = loaded.row;
+        let identity = RunIdentity {
+            run_id: row.run_id,
+            namespace_id: row.namespace_id,
+            workflow_id: row.workflow_id,
+            workflow_type: row.workflow_type,
+            task_queue: row.task_queue,
+            started_at: row.started_at,
+        };
+        let run_id = row.run_id;
+        let journal = read_journal(&loaded.journal)?;
+        let pending = read_pending(&loaded.pending)?;
+        let requests = Requests::decode(&row.requests)
+            .map_err(|error| format!("its requests cannot be read: {error}"))?;
+        let run = Run::load(now, &identity, &journal, &pending, requests, &self.node.limits)
+            .map_err(|error| error.to_string())?;
+        let ready: Vec<u32> = run.ready_activities(now).collect();
+        self.insert(Entry::loaded(run, journal.len() as u32, row.wake_at));
+        self.settle(run_id);
+        self.offer_task(run_id);
+        for number in ready {
+            self.offer_activity(run_id, number);
+        }
+        Ok(())
+    }
+
+    /// A run whose records cannot be read stays out of memory; the rest goes on.
+    fn park(&mut self, run_id: RunId, reason: &str) {
+        tracing::error!(shard = %self.shard, %run_id, reason, "a run is parked");
+        self.node.metrics.parked();
+        self.parked.insert(run_id, reason.to_owned());
+    }
+
+    /// Parks a run that is in memory. What is staged of it cannot be taken back alone, so the lane
+    /// loads again without it.
+    pub(super) fn park_and_reload(&self, run_id: RunId, reason: &str) -> LaneEnd {
+        tracing::error!(shard = %self.shard, %run_id, reason, "a run is parked");
+        self.node.metrics.parked();
+        self.node.park(self.shard, run_id, reason);
+        LaneEnd::Reload { owned: self.owned, renewed: self.lease.last_renewed() }
+    }
+
+    /// After a load of the lane: lists the runs that have work in flight, and reads each once.
+    pub(super) fn recover(&mut self) {
+        self.parked = self.node.parked(self.shard);
+        self.list_hot(None);
+    }
+
+    fn list_hot(&self, after: Option<RunId>) {
+        let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
+        let slots = self.slots.clone();
+        self.node.env.spawn(async move {
+            loop {
+                match node.store.hot_runs(slots.clone(), after, HOT_PAGE).await {
+                    Ok(run_ids) => {
+                        let last = run_ids.len() < HOT_PAGE as usize;
+                        drop(beside.send(Beside::Hot(run_ids, last)).await);
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot list hot runs yet");
+                        node.env.sleep(RETRY).await;
+                    }
+                }
+                if beside.is_closed() {
+                    return;
+                }
+            }
+        });
+    }
+
+    pub(super) fn on_hot(&mut self, run_ids: Vec<RunId>, last: bool) {
+        if !last {
+            self.list_hot(run_ids.last().copied());
+        }
+        for run_id in run_ids {
+            if !self.runs.contains_key(&run_id) {
+                self.load_due(run_id);
+            }
+        }
+    }
+
+    /// Reads the deadlines of sleeping runs ahead of time. The horizon is raised before the read
+    /// is sent: a run that goes cold meanwhile compares its deadline with the new one.
+    pub(super) fn read_ahead(&mut self) {
+        let boot = self.node.env.boot();
+        if self.read_ahead_under_way || boot < self.next_read_ahead {
+            return;
+        }
+        self.next_read_ahead = boot + READ_AHEAD;
+        self.read_ahead_under_way = true;
+        let from = self.horizon;
+        // The smallest value stands for hot runs, which recovery reads.
+        let from = if from == Timestamp::MIN { Timestamp::from_micros(i64::MIN + 1) } else { from };
+        let horizon = self.now() + HORIZON;
+        self.horizon = horizon;
+        let slots = self.slots.clone();
+        let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
+        self.node.env.spawn(async move {
+            let mut limit = DUE_PER_SLOT;
+            loop {
+                match node.store.due_runs(slots.clone(), from, horizon, limit).await {
+                    // A slot that gave all it was asked for may have more.
+                    Ok(due) if most_in_a_slot(&due) >= limit as usize => limit *= 4,
+                    Ok(due) => {
+                        drop(beside.send(Beside::Due(due)).await);
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot read due runs yet");
+                        node.env.sleep(RETRY).await;
+                    }
+                }
+                if beside.is_closed() {
+                    return;
+                }
+            }
+        });
+    }
+
+    pub(super) fn on_due(&mut self, due: Vec<DueRun>) {
+        self.read_ahead_under_way = false;
+        for DueRun { wake_at, run_id } in due {
+            // A run in memory knows its deadline better.
+            if !self.runs.contains_key(&run_id) && !self.parked.contains_key(&run_id) {
+                self.deadlines.insert((wake_at, run_id));
+            }
+        }
+    }
+}
+
+fn most_in_a_slot(due: &[DueRun]) -> usize {
+    let mut counts = BTreeMap::<u16, usize>::new();
+    for run in due {
+        *counts.entry(run.run_id.slot().get()).or_default() += 1;
+    }
+    counts.into_values().max().unwrap_or(0)
+}
+
+fn read_journal(rows: &[Bytes]) -> Result<Vec<JournalRow>, String> {
+    rows.iter()
+        .enumerate()
+        .map(|(seq, row)| {
+            read_row(row).map_err(|error| format!("journal row {seq} cannot be read: {error}"))
+        })
+        .collect()
+}
+
+fn read_pending(rows: &[(u32, Bytes)]) -> Result<Vec<(u32, PendingActivity)>, String> {
+    rows.iter()
+        .map(|(number, data)| {
+            PendingActivity::decode(data.as_ref())
+                .map(|pending| (*number, pending))
+                .map_err(|error| format!("pending activity {number} cannot be read: {error}"))
+        })
+        .collect()
+}

@@ -1,0 +1,240 @@
+//! The runs in memory: what the lane knows beside the engine's state, and which of them leave.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use onward_proto::{RunId, Timestamp};
+
+use super::Lane;
+use crate::shard::message::Request;
+use crate::{
+    engine::{Run, SessionId, TaskId, Wake},
+    store::WakeAt,
+};
+
+/// Facts wait so long behind an open task before its worker is asked to let them in.
+const YIELD_AFTER: Duration = Duration::from_secs(1);
+
+/// What a run's keys take in the lane's maps: its id four times, its workflow id, and the nodes.
+const IN_MAPS: usize = 512;
+
+/// A run in memory.
+pub(super) struct Entry {
+    /// The engine's part.
+    pub(super) run: Run,
+    /// Whether its row has been inserted, or stands in a batch that commits.
+    pub(super) inserted: bool,
+    /// The next journal row's number.
+    pub(super) next_seq: u32,
+    /// Rows that are known to be durable.
+    pub(super) durable_rows: u32,
+    /// What column `wake_at` holds, or will once the batches under way are durable.
+    pub(super) row_wake: WakeAt,
+    /// Whether the close has been written.
+    pub(super) row_closed: bool,
+    /// Its entry in the lane's deadlines.
+    pub(super) deadline: Option<Timestamp>,
+    /// Its entry in the lane's yields.
+    pub(super) yield_at: Option<Timestamp>,
+    /// The task that was asked to yield.
+    pub(super) yielded: Option<TaskId>,
+    /// The session that has it in its cache, and can go on from there.
+    pub(super) cached_on: Option<SessionId>,
+    /// Signals that wait until a repeated task has ended.
+    pub(super) held: Vec<Request>,
+    /// Since when the first of them waits.
+    pub(super) held_since: Option<Timestamp>,
+    /// Its place among the idle runs.
+    pub(super) idle: Option<u64>,
+    /// Its encoded memo, until its row is inserted.
+    pub(super) memo: Bytes,
+}
+
+impl Entry {
+    pub(super) fn fresh(run: Run) -> Self {
+        Self {
+            run,
+            inserted: false,
+            next_seq: 0,
+            durable_rows: 0,
+            row_wake: WakeAt::Never,
+            row_closed: false,
+            deadline: None,
+            yield_at: None,
+            yielded: None,
+            cached_on: None,
+            held: Vec::new(),
+            held_since: None,
+            idle: None,
+            memo: Bytes::new(),
+        }
+    }
+
+    pub(super) fn loaded(run: Run, rows: u32, row_wake: WakeAt) -> Self {
+        let row_closed = run.closed_at().is_some();
+        Self {
+            inserted: true,
+            next_seq: rows,
+            durable_rows: rows,
+            row_wake,
+            row_closed,
+            ..Self::fresh(run)
+        }
+    }
+
+    /// Rough bytes that it takes, its places in the lane's maps included.
+    fn memory_bytes(&self) -> usize {
+        self.run.memory_bytes() + size_of::<Self>() + IN_MAPS
+    }
+
+    /// What column `wake_at` should hold.
+    pub(super) fn wake_at(&self) -> WakeAt {
+        match self.run.wake() {
+            Wake::Hot(_) => WakeAt::Hot,
+            Wake::Cold(deadline) => WakeAt::At(deadline),
+            Wake::Never => WakeAt::Never,
+        }
+    }
+
+    /// When its open task has to let waiting facts and held signals in.
+    fn next_yield(&self) -> Option<Timestamp> {
+        let waiting = [self.run.facts_waiting_since(), self.held_since];
+        let since = waiting.into_iter().flatten().min()?;
+        let open = self.run.open_task()?;
+        (self.yielded != Some(open.task_id)).then(|| since + YIELD_AFTER)
+    }
+
+    fn next_deadline(&self) -> Option<Timestamp> {
+        match self.run.wake() {
+            Wake::Hot(deadline) => deadline,
+            Wake::Cold(deadline) => Some(deadline),
+            Wake::Never => None,
+        }
+    }
+}
+
+/// Runs that wait for a deadline or for outside, or are closed: the least recently used leave
+/// memory when they are more than the budget.
+pub(super) struct Idle {
+    order: BTreeMap<u64, (RunId, usize)>,
+    tick: u64,
+    bytes: usize,
+    budget: usize,
+}
+
+impl Idle {
+    pub(super) fn new(budget: usize) -> Self {
+        Self { order: BTreeMap::new(), tick: 0, bytes: 0, budget }
+    }
+
+    fn add(&mut self, run_id: RunId, bytes: usize) -> u64 {
+        self.tick += 1;
+        self.bytes += bytes;
+        self.order.insert(self.tick, (run_id, bytes));
+        self.tick
+    }
+
+    fn remove(&mut self, tick: u64) {
+        if let Some((_, bytes)) = self.order.remove(&tick) {
+            self.bytes -= bytes;
+        }
+    }
+
+    fn pop_over_budget(&mut self) -> Option<RunId> {
+        if self.bytes <= self.budget {
+            return None;
+        }
+        let (_, (run_id, bytes)) = self.order.pop_first()?;
+        self.bytes -= bytes;
+        Some(run_id)
+    }
+}
+
+impl Lane {
+    /// Brings a run's deadline, row and place in the cache in line with its state.
+    pub(super) fn settle(&mut self, run_id: RunId) {
+        let Some(entry) = self.runs.get_mut(&run_id) else { return };
+        let deadline = entry.next_deadline();
+        if entry.deadline != deadline {
+            if let Some(old) = entry.deadline {
+                self.deadlines.remove(&(old, run_id));
+            }
+            if let Some(new) = deadline {
+                self.deadlines.insert((new, run_id));
+            }
+            entry.deadline = deadline;
+        }
+        let yield_at = entry.next_yield();
+        if entry.yield_at != yield_at {
+            if let Some(old) = entry.yield_at {
+                self.yields.remove(&(old, run_id));
+            }
+            if let Some(new) = yield_at {
+                self.yields.insert((new, run_id));
+            }
+            entry.yield_at = yield_at;
+        }
+        let closed = entry.run.closed_at().is_some();
+        if !entry.inserted || entry.wake_at() != entry.row_wake || closed != entry.row_closed {
+            self.open.touch(run_id, self.node.env.boot());
+        }
+        let staged = self.is_staged(run_id);
+        let Some(entry) = self.runs.get_mut(&run_id) else { return };
+        let idle = !staged && !matches!(entry.run.wake(), Wake::Hot(_)) && entry.held.is_empty();
+        match (idle, entry.idle) {
+            (true, None) => entry.idle = Some(self.idle.add(run_id, entry.memory_bytes())),
+            (false, Some(tick)) => {
+                self.idle.remove(tick);
+                entry.idle = None;
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+
+    /// Marks a run as just used.
+    pub(super) fn touch_idle(&mut self, run_id: RunId) {
+        if let Some(entry) = self.runs.get_mut(&run_id)
+            && let Some(tick) = entry.idle
+        {
+            self.idle.remove(tick);
+            entry.idle = Some(self.idle.add(run_id, entry.memory_bytes()));
+        }
+    }
+
+    /// Lets the least recently used idle runs go until the budget holds.
+    pub(super) fn shrink_cache(&mut self) {
+        while let Some(run_id) = self.idle.pop_over_budget() {
+            let Some(entry) = self.runs.remove(&run_id) else { continue };
+            // A deadline inside the horizon stays: nobody will read it again before it is due.
+            if let Some(deadline) = entry.deadline
+                && deadline > self.horizon
+            {
+                self.deadlines.remove(&(deadline, run_id));
+            }
+            let identity = entry.run.identity();
+            let key = (identity.namespace_id, identity.workflow_id.clone());
+            if self.ids.get(&key) == Some(&run_id) {
+                self.ids.remove(&key);
+            }
+        }
+    }
+
+    /// Puts a run into memory.
+    pub(super) fn insert(&mut self, entry: Entry) -> RunId {
+        let identity = entry.run.identity();
+        let run_id = identity.run_id;
+        // An open run is the newest of its workflow id. A closed one that was loaded may have
+        // successors that are not in memory, so it does not stand for its id.
+        if entry.run.closed_at().is_none() {
+            let key = (identity.namespace_id, identity.workflow_id.clone());
+            self.ids.insert(key, run_id);
+        }
+        self.runs.insert(run_id, entry);
+        run_id
+    }
+
+    /// The session of a worker, if it is still open.
+    pub(super) fn session(&self, session: SessionId) -> Option<Arc<crate::dispatch::Session>> {
+        self.node.dispatch.session(session)
+    }
+}

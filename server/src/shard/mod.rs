@@ -1,0 +1,14 @@
+//! Ownership and order: each shard's runs are changed by one lane, and made durable in batches.
+
+mod batch;
+mod clock;
+mod lane;
+mod lease;
+pub mod message;
+mod node;
+mod ownership;
+
+pub use clock::DatabaseClock;
+pub(crate) use lane::LEASE;
+pub use node::{Node, NodeOptions};
+pub(crate) use ownership::serve;

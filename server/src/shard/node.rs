@@ -1,0 +1,236 @@
+//! What the lanes of one process share, and how a request finds its lane.
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
+
+use onward_proto::{RunId, Slot, Timestamp};
+use tokio::sync::mpsc;
+
+use super::{
+    clock::DatabaseClock,
+    lease::Lease,
+    message::{Mail, Refusal, Request},
+};
+use crate::{
+    dispatch::{Dispatch, Match},
+    engine::{Incarnation, Limits},
+    env::Env,
+    metrics::Metrics,
+    store::{NodeId, ShardId, Store},
+};
+
+/// Letters that may wait for one lane.
+const MAILBOX: usize = 16_384;
+
+/// What a node is made from.
+#[derive(Clone)]
+pub struct NodeOptions {
+    /// Clock, randomness, spawning.
+    pub env: Env,
+    /// Where runs are kept.
+    pub store: Arc<dyn Store>,
+    /// How much of everything a run may have.
+    pub limits: Limits,
+    /// Bytes of idle runs that each lane keeps in memory.
+    pub cache_bytes: usize,
+    /// How many shards to make in an empty store.
+    pub shards: u16,
+}
+
+/// One process's part of the server: its lanes, its queues, its clock.
+pub struct Node {
+    pub(crate) env: Env,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) limits: Limits,
+    pub(crate) cache_bytes: usize,
+    pub(crate) shards: u16,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) metrics: Metrics,
+    /// This process.
+    pub(crate) id: NodeId,
+    clock: Mutex<Option<DatabaseClock>>,
+    lanes: RwLock<BTreeMap<ShardId, LaneAddress>>,
+    leases: Mutex<Leases>,
+    /// What survives a load of a lane: parked runs, and whether to find one.
+    troubles: Mutex<BTreeMap<ShardId, Trouble>>,
+}
+
+/// The leases of the lanes that run, and where news of them goes.
+pub(crate) type Leases = BTreeMap<ShardId, (Arc<Lease>, mpsc::Sender<Mail>)>;
+
+/// How to reach a lane that serves.
+#[derive(Debug, Clone)]
+pub(crate) struct LaneAddress {
+    pub(crate) slots: Range<u16>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) mail: mpsc::Sender<Mail>,
+}
+
+#[derive(Debug, Default)]
+struct Trouble {
+    parked: BTreeMap<RunId, String>,
+    careful: bool,
+}
+
+impl Node {
+    /// A node without lanes; see `ownership` for how it comes to them.
+    pub fn new(options: NodeOptions) -> Arc<Self> {
+        let id = NodeId(options.env.random_uuid());
+        Arc::new(Self {
+            env: options.env,
+            store: options.store,
+            limits: options.limits,
+            cache_bytes: options.cache_bytes,
+            shards: options.shards,
+            dispatch: Dispatch::default(),
+            metrics: Metrics::new(),
+            id,
+            clock: Mutex::new(None),
+            lanes: RwLock::new(BTreeMap::new()),
+            leases: Mutex::default(),
+            troubles: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    /// The node's queues and sessions.
+    pub fn dispatch(&self) -> &Dispatch {
+        &self.dispatch
+    }
+
+    /// The node's metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Whether every shard is served here.
+    pub fn is_ready(&self) -> bool {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        let served: usize = lanes.values().map(|lane| lane.slots.len()).sum();
+        served == usize::from(onward_proto::SLOTS)
+    }
+
+    /// The database's clock as this node knows it.
+    pub(crate) fn clock(&self) -> DatabaseClock {
+        self.clock_slot().expect("a lane serves only after its takeover has told the time")
+    }
+
+    /// Takes the database's time from a reply to something sent at `sent`.
+    pub(crate) fn sync_clock(&self, now: Timestamp, sent: Duration) {
+        let received = self.env.boot();
+        let mut clock = self.clock_slot();
+        match clock.as_mut() {
+            Some(clock) => clock.sync(now, sent, received),
+            None => *clock = Some(DatabaseClock::new(now, sent, received)),
+        }
+    }
+
+    fn clock_slot(&self) -> MutexGuard<'_, Option<DatabaseClock>> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A mailbox for a lane.
+    pub(crate) fn mailbox() -> (mpsc::Sender<Mail>, mpsc::Receiver<Mail>) {
+        mpsc::channel(MAILBOX)
+    }
+
+    /// A lane serves from now on.
+    pub(crate) fn open_lane(&self, shard: ShardId, address: LaneAddress) {
+        self.lanes.write().unwrap_or_else(PoisonError::into_inner).insert(shard, address);
+    }
+
+    /// A lane has ended.
+    pub(crate) fn close_lane(&self, shard: ShardId) {
+        self.lanes.write().unwrap_or_else(PoisonError::into_inner).remove(&shard);
+    }
+
+    /// The leases of the lanes that run.
+    pub(crate) fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All lanes that serve.
+    pub(crate) fn lanes(&self) -> Vec<(ShardId, LaneAddress)> {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        lanes.iter().map(|(shard, address)| (*shard, address.clone())).collect()
+    }
+
+    /// The lane of a slot.
+    pub(crate) fn lane_of(&self, slot: Slot) -> Option<mpsc::Sender<Mail>> {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        lanes.values().find(|lane| lane.slots.contains(&slot.get())).map(|lane| lane.mail.clone())
+    }
+
+    /// Puts a client's request into the mailbox of its lane.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`] when no lane serves the slot, [`Refusal::Busy`] when its mailbox
+    /// is full.
+    pub fn ask(&self, slot: Slot, request: Request) -> Result<(), Refusal> {
+        let lane = self
+            .lane_of(slot)
+            .ok_or_else(|| Refusal::Unavailable(format!("slot {slot} is not served here yet")))?;
+        lane.try_send(Mail::Request(request)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Refusal::Busy { waiting: MAILBOX },
+            mpsc::error::TrySendError::Closed(_) => {
+                Refusal::Unavailable("the shard is being loaded".to_owned())
+            }
+        })
+    }
+
+    /// Tells another lane that a session has taken its offer.
+    pub(crate) fn deliver_match(&self, found: Match) {
+        let lane = {
+            let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+            lanes.get(&found.offer.shard).map(|lane| lane.mail.clone())
+        };
+        let (session, shard, kind) =
+            (Arc::clone(&found.session), found.offer.shard, found.offer.kind.kind());
+        // A lane that is gone offers again after its load.
+        let Some(lane) = lane else { return session.give_back(shard, kind) };
+        match lane.try_send(Mail::Matched(found)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Closed(_)) => session.give_back(shard, kind),
+            Err(mpsc::error::TrySendError::Full(letter)) => {
+                // Lanes do not wait for each other, and a match that is let go of is found by
+                // nobody again: the session may have nothing else to end.
+                self.env.spawn(async move {
+                    if lane.send(letter).await.is_err() {
+                        session.give_back(shard, kind);
+                    }
+                });
+            }
+        }
+    }
+
+    /// A run that the database refuses: kept out of memory until the process ends.
+    pub(crate) fn park(&self, shard: ShardId, run_id: RunId, reason: &str) {
+        self.trouble(|troubles| {
+            let trouble = troubles.entry(shard).or_default();
+            trouble.parked.insert(run_id, reason.to_owned());
+            trouble.careful = false;
+        });
+    }
+
+    /// The next load of the lane commits one run at a time.
+    pub(crate) fn be_careful(&self, shard: ShardId) {
+        self.trouble(|troubles| troubles.entry(shard).or_default().careful = true);
+    }
+
+    pub(crate) fn is_careful(&self, shard: ShardId) -> bool {
+        self.trouble(|troubles| troubles.get(&shard).is_some_and(|trouble| trouble.careful))
+    }
+
+    pub(crate) fn parked(&self, shard: ShardId) -> BTreeMap<RunId, String> {
+        self.trouble(|troubles| {
+            troubles.get(&shard).map(|trouble| trouble.parked.clone()).unwrap_or_default()
+        })
+    }
+
+    fn trouble<T>(&self, f: impl FnOnce(&mut BTreeMap<ShardId, Trouble>) -> T) -> T {
+        f(&mut self.troubles.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

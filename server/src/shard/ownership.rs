@@ -1,0 +1,226 @@
+//! How a node comes to its shards, keeps them, and gives them back.
+//!
+//! One task a shard: it watches the shard's row, takes it when that is allowed, runs the lane, and
+//! begins again when the lane ends.
+//!
+//! A thief takes only a row that it has itself watched unchanged for a whole lease, by its own
+//! clock. A released row, one that bears the own node id, and any row of a store that only one
+//! process can open, it takes at once.
+
+use std::{sync::Arc, time::Duration};
+
+use onward_proto::v1::{Claim, server_item};
+use tokio::sync::watch;
+
+use super::{
+    lane::{LEASE, Lane, LaneEnd, Owned},
+    lease::Lease,
+    message::Mail,
+    node::{LaneAddress, Node},
+};
+use crate::{
+    background,
+    store::{CommitId, ShardRow, Take, Taken},
+};
+
+/// How often a shard that is not ours is looked at.
+const WATCH: Duration = Duration::from_millis(500);
+/// Waits between two tries while the database is away.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Serves all shards of the store until `stop` says so, then gives them back.
+///
+/// # Cancel safety
+/// Not cancel safe: leases would run out instead of being released.
+pub(crate) async fn serve(node: Arc<Node>, stop: watch::Receiver<bool>) {
+    let mut shards = Vec::new();
+    for row in read_shards(&node, &stop).await {
+        let shard = Shard { node: Arc::clone(&node), row, stop: stop.clone() };
+        shards.push(node.env.spawn(shard.serve()));
+    }
+    let renewal = node.env.spawn(background::renew_leases(Arc::clone(&node), stop.clone()));
+    let pruning = node.env.spawn(background::prune_batches(Arc::clone(&node), stop));
+    for shard in shards {
+        if let Err(error) = shard.await {
+            tracing::error!(%error, "a shard's task has ended badly");
+        }
+    }
+    for task in [renewal, pruning] {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a background task has ended badly");
+        }
+    }
+}
+
+async fn read_shards(node: &Node, stop: &watch::Receiver<bool>) -> Vec<ShardRow> {
+    loop {
+        match node.store.shards(node.shards).await {
+            Ok(shards) => return shards.rows,
+            Err(error) => tracing::warn!(%error, "cannot read the shards yet"),
+        }
+        if *stop.borrow() {
+            return Vec::new();
+        }
+        node.env.sleep(RETRY).await;
+    }
+}
+
+struct Shard {
+    node: Arc<Node>,
+    row: ShardRow,
+    stop: watch::Receiver<bool>,
+}
+
+impl Shard {
+    async fn serve(mut self) {
+        let shard = self.row.shard_id;
+        while let Some((mut owned, mut renewed)) = self.take().await {
+            loop {
+                match self.run_lane(owned, renewed).await {
+                    LaneEnd::Reload { owned: newest, renewed: last } => {
+                        tracing::warn!(%shard, "a batch was lost; loading again");
+                        (owned, renewed) = (newest, last);
+                    }
+                    LaneEnd::Fenced => {
+                        tracing::warn!(%shard, "fenced; watching the shard");
+                        break;
+                    }
+                    LaneEnd::Drained(last) => {
+                        if let Err(error) = self.node.store.release(shard, last.epoch).await {
+                            tracing::warn!(%shard, %error, "the lease could not be released");
+                        }
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Watches the shard until it may be taken, and takes it. `None` when it is time to stop.
+    async fn take(&mut self) -> Option<(Owned, Duration)> {
+        let shard = self.row.shard_id;
+        let mut watched: Option<(ShardRow, Duration)> = None;
+        loop {
+            if *self.stop.borrow() {
+                return None;
+            }
+            let pause = match self.node.store.shards(self.node.shards).await {
+                Ok(shards) => {
+                    let row = shards.rows.into_iter().find(|row| row.shard_id == shard)?;
+                    let boot = self.node.env.boot();
+                    let since = match &watched {
+                        Some((seen, since)) if *seen == row => *since,
+                        _ => boot,
+                    };
+                    if self.may_take(&row, boot.saturating_sub(since))
+                        && let Some(owned) = self.try_take(row.clone()).await
+                    {
+                        return Some(owned);
+                    }
+                    watched = Some((row, since));
+                    WATCH
+                }
+                Err(error) => {
+                    tracing::warn!(%shard, %error, "cannot read the shard yet");
+                    RETRY
+                }
+            };
+            let stopped = self.stop.changed();
+            tokio::select! {
+                biased;
+                _ = stopped => {}
+                () = self.node.env.sleep(pause) => {}
+            }
+        }
+    }
+
+    fn may_take(&self, row: &ShardRow, unchanged: Duration) -> bool {
+        row.lease_until.is_none()
+            || row.node_id == Some(self.node.id)
+            || self.node.store.is_exclusive()
+            || unchanged > LEASE
+    }
+
+    async fn try_take(&self, row: ShardRow) -> Option<(Owned, Duration)> {
+        let take = Take {
+            watched: row,
+            node_id: self.node.id,
+            address: String::new(),
+            commit_id: CommitId(self.node.env.random_uuid()),
+            lease_us: LEASE.as_micros() as i64,
+        };
+        loop {
+            let sent = self.node.env.boot();
+            match self.node.store.take(take.clone()).await {
+                Ok(Taken::Owned { epoch, commit_seq, now }) => {
+                    self.node.sync_clock(now, sent);
+                    return Some((Owned { epoch, commit_seq, commit_id: take.commit_id }, sent));
+                }
+                Ok(Taken::Changed) => return None,
+                // Asking again with the same commit id is safe.
+                Err(error) => {
+                    tracing::warn!(shard = %self.row.shard_id, %error, "cannot take the shard yet");
+                    if *self.stop.borrow() {
+                        return None;
+                    }
+                    self.node.env.sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn run_lane(&self, owned: Owned, renewed: Duration) -> LaneEnd {
+        let (node, shard) = (&self.node, self.row.shard_id);
+        let lease = Arc::new(Lease::new(shard, owned, renewed));
+        let careful = node.is_careful(shard);
+        let slots = self.row.slots.clone();
+        let lane =
+            Lane::new(Arc::clone(node), shard, slots.clone(), Arc::clone(&lease), owned, careful);
+        let (mail, mailbox) = Node::mailbox();
+        let incarnation = lane.incarnation();
+        node.leases().insert(shard, (Arc::clone(&lease), mail.clone()));
+        // First open, then claim: a session that begins meanwhile finds the lane or is found here,
+        // or both. Nothing is handed out before the lane runs.
+        let address = LaneAddress { slots: slots.clone(), incarnation, mail: mail.clone() };
+        node.open_lane(shard, address);
+        // Workers forget what they had of these slots before anything new reaches them, and say
+        // what they still run.
+        for session in node.dispatch.sessions() {
+            session.outbox().push(server_item::Kind::Claim(Claim {
+                slot_from: slots.start.into(),
+                slot_to: slots.end.into(),
+                incarnation: incarnation.0,
+            }));
+        }
+        tracing::info!(%shard, epoch = owned.epoch, "serving");
+        let drain = node.env.spawn(drain_when_stopped(self.stop.clone(), mail));
+        // In a task of its own: a lane that panics is one that ended, and the others go on.
+        let end = match node.env.spawn(lane.run(mailbox)).await {
+            Ok(end) => end,
+            Err(error) => {
+                tracing::error!(%shard, %error, "the lane has failed; taking the shard anew");
+                node.dispatch.drop_lane(shard);
+                node.env.sleep(RETRY).await;
+                LaneEnd::Fenced
+            }
+        };
+        drain.abort();
+        node.close_lane(shard);
+        node.leases().remove(&shard);
+        end
+    }
+}
+
+/// Aborting this is safe: it holds nothing but a channel.
+async fn drain_when_stopped(
+    mut stop: watch::Receiver<bool>,
+    mail: tokio::sync::mpsc::Sender<Mail>,
+) {
+    while !*stop.borrow_and_update() {
+        if stop.changed().await.is_err() {
+            return;
+        }
+    }
+    // A lane that has ended needs no drain.
+    drop(mail.send(Mail::Drain).await);
+}

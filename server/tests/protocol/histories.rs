@@ -1,0 +1,84 @@
+//! The history that comes with a task: whole, each event once, however large.
+
+use onward_proto::v1;
+
+use crate::world::{World, call_activity, complete_workflow, kinds, request_id, start};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_history_holds_each_event_once() {
+    let world = World::sqlite().await;
+    let mut client = world.client().await;
+    let mut worker = world.worker().await;
+    client.start_workflow(start("once")).await.unwrap();
+    let first = worker.task().await;
+    worker.need_history(&first).await;
+    let first = worker.task().await;
+    assert_eq!(kinds(&first.events), ["started"]);
+    worker.complete(&first, vec![call_activity(1)]).await;
+    let activity = worker.activity().await;
+    worker.complete_activity(&activity, "out").await;
+    // A worker that vanishes leaves its failed task in the history.
+    let task = worker.task().await;
+    assert_eq!(kinds(&task.events), ["done"]);
+    drop(worker);
+    let mut worker = world.worker().await;
+    let again = worker.task().await;
+    let expected = ["started", "task", "scheduled", "task-failed", "done"];
+    assert_eq!(kinds(&again.events), expected);
+    assert_eq!(kinds(&worker.task_history(&again).await), expected);
+    worker.complete(&again, vec![complete_workflow("bye")]).await;
+    worker.acked(&again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_with_more_than_a_message_holds_comes_in_pages() {
+    let world = World::sqlite().await;
+    let mut client = world.client().await;
+    client.start_workflow(start("large")).await.unwrap();
+    for _ in 0..6 {
+        let data = bytes::Bytes::from(vec![b'x'; 1 << 20]);
+        client
+            .signal_workflow(v1::SignalWorkflowRequest {
+                workflow_id: "large".to_owned(),
+                signal_name: "go".to_owned(),
+                arguments: vec![v1::Payload { data, ..v1::Payload::default() }],
+                request_id: request_id(),
+                ..v1::SignalWorkflowRequest::default()
+            })
+            .await
+            .unwrap();
+    }
+    let mut worker = world.worker().await;
+    let first = worker.task().await;
+    let events = worker.whole_history(&first).await;
+    let six_signals = |tail: &[&'static str]| [&["started"], &["signal"; 6][..], tail].concat();
+    assert_eq!(kinds(&events), six_signals(&[]));
+
+    // What the task itself makes of it is as large, in one row of the journal.
+    let calls = (1..=6).map(|number| {
+        let mut call = call_activity(number);
+        if let Some(v1::command::Kind::ScheduleActivity(schedule)) = &mut call.kind {
+            schedule.arguments[0].data = vec![b'y'; 1 << 20].into();
+        }
+        call
+    });
+    worker.complete_in_parts(&first, calls.collect()).await;
+    let mut last = None;
+    for _ in 0..6 {
+        last = Some(worker.activity().await);
+    }
+    worker.complete_activity(&last.unwrap(), "out").await;
+    let second = worker.task().await;
+    drop(worker);
+    let mut worker = world.worker().await;
+    let again = worker.task().await;
+    assert_eq!(again.run_id, second.run_id);
+    let events = worker.whole_history(&again).await;
+    let tail = [&["task"][..], &["scheduled"; 6], &["task-failed", "done"]].concat();
+    assert_eq!(kinds(&events), six_signals(&tail));
+    let ids: Vec<u64> = events.iter().map(|event| event.event_id).collect();
+    assert_eq!(ids, (1..=events.len() as u64).collect::<Vec<_>>());
+    assert_eq!(again.next_event_id, events.len() as u64 + 1);
+    worker.complete(&again, vec![complete_workflow("bye")]).await;
+    worker.acked(&again).await;
+}

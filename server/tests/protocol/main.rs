@@ -1,0 +1,6 @@
+//! The server's protocol, spoken word by word: no SDK, so each message is seen.
+#![allow(clippy::unwrap_used)]
+
+mod histories;
+mod life;
+mod world;
