@@ -1,0 +1,201 @@
+//! Whether a command is what history recorded, and what to say when it is not.
+
+use std::{fmt::Write as _, time::Duration};
+
+use onward_proto::v1::{self, command::Kind, history_event::Attributes};
+
+use super::{MachineOptions, RunInfo, TaskFailure};
+use crate::failure::plain_failure;
+
+/// A failed task with this cause and message.
+pub(crate) fn task_failure(
+    cause: v1::WorkflowTaskFailureCause,
+    message: impl Into<String>,
+) -> TaskFailure {
+    let name = cause.as_str_name().trim_start_matches("WORKFLOW_TASK_FAILURE_CAUSE_");
+    TaskFailure { cause, failure: Box::new(plain_failure(name, message)) }
+}
+
+/// Whether `command` is what `event` came from: number, kind and name, nothing else.
+pub(crate) fn caused(command: &v1::Command, event: &Attributes) -> bool {
+    let number = command.number;
+    match (command.kind.as_ref(), event) {
+        (Some(Kind::ScheduleActivity(command)), Attributes::ActivityScheduled(event)) => {
+            event.number == number && event.activity_type == command.activity_type
+        }
+        (Some(Kind::CancelActivity(_)), Attributes::ActivityCancelRequested(event)) => {
+            event.number == number
+        }
+        (Some(Kind::StartTimer(_)), Attributes::TimerStarted(event)) => event.number == number,
+        (Some(Kind::CancelTimer(_)), Attributes::TimerCancelled(event)) => event.number == number,
+        (Some(Kind::RecordMarker(command)), Attributes::MarkerRecorded(event)) => {
+            event.number == number && event.kind == command.kind && event.name == command.name
+        }
+        (Some(Kind::CompleteWorkflow(_)), Attributes::WorkflowExecutionCompleted(_))
+        | (Some(Kind::FailWorkflow(_)), Attributes::WorkflowExecutionFailed(_))
+        | (Some(Kind::CancelWorkflow(_)), Attributes::WorkflowExecutionCancelled(_)) => true,
+        // A close that broke a limit is recorded as a failure.
+        (
+            Some(Kind::CompleteWorkflow(_) | Kind::CancelWorkflow(_)),
+            Attributes::WorkflowExecutionFailed(event),
+        ) => event.refused.is_some(),
+        _ => false,
+    }
+}
+
+/// The recorded hash of a call's arguments, if the event keeps one.
+pub(crate) fn recorded_hash(event: &Attributes) -> Option<u64> {
+    match event {
+        Attributes::ActivityScheduled(event) if event.refused.is_none() => {
+            Some(event.arguments_hash)
+        }
+        Attributes::MarkerRecorded(event) if event.refused.is_none() => Some(event.arguments_hash),
+        _ => None,
+    }
+}
+
+/// One side of a mismatch.
+#[derive(Debug, Default)]
+pub(crate) struct Side {
+    what: String,
+    at: String,
+}
+
+impl Side {
+    pub(crate) fn none(what: &str) -> Self {
+        Self { what: what.to_owned(), at: String::new() }
+    }
+
+    pub(crate) fn note(&mut self, note: &str) {
+        self.what.push(' ');
+        self.what.push_str(note);
+    }
+
+    pub(crate) fn of_event(event: &Attributes) -> Self {
+        let (what, site) = match event {
+            Attributes::ActivityScheduled(event) => (
+                format!("ActivityScheduled {}(#{})", event.activity_type, event.number),
+                event.call_site.as_ref(),
+            ),
+            Attributes::ActivityCancelRequested(event) => {
+                (format!("ActivityCancelRequested #{}", event.number), None)
+            }
+            Attributes::TimerStarted(event) => (
+                format!("TimerStarted {}(#{})", duration(event.duration_us), event.number),
+                event.call_site.as_ref(),
+            ),
+            Attributes::TimerCancelled(event) => {
+                (format!("TimerCancelled #{}", event.number), None)
+            }
+            Attributes::MarkerRecorded(event) => {
+                (marker(event.kind, &event.name, event.number), event.call_site.as_ref())
+            }
+            Attributes::WorkflowExecutionCompleted(_) => {
+                ("WorkflowExecutionCompleted".into(), None)
+            }
+            Attributes::WorkflowExecutionFailed(_) => ("WorkflowExecutionFailed".into(), None),
+            Attributes::WorkflowExecutionCancelled(_) => {
+                ("WorkflowExecutionCancelled".into(), None)
+            }
+            Attributes::ActivityCompleted(event) => {
+                (format!("ActivityCompleted #{}", event.number), None)
+            }
+            Attributes::ActivityFailed(event) => {
+                (format!("ActivityFailed #{}", event.number), None)
+            }
+            Attributes::ActivityTimedOut(event) => {
+                (format!("ActivityTimedOut #{}", event.number), None)
+            }
+            Attributes::ActivityCancelled(event) => {
+                (format!("ActivityCancelled #{}", event.number), None)
+            }
+            Attributes::TimerFired(event) => (format!("TimerFired #{}", event.number), None),
+            Attributes::SignalReceived(event) => {
+                (format!("SignalReceived {}", event.signal_name), None)
+            }
+            other => {
+                let text = format!("{other:?}");
+                (text.split('(').next().unwrap_or_default().to_owned(), None)
+            }
+        };
+        Self { what, at: site.map(place).unwrap_or_default() }
+    }
+
+    pub(crate) fn of_command(command: &v1::Command) -> Self {
+        let number = command.number;
+        let what = match command.kind.as_ref() {
+            Some(Kind::ScheduleActivity(call)) => {
+                format!("ActivityScheduled {}(#{number})", call.activity_type)
+            }
+            Some(Kind::CancelActivity(_)) => format!("ActivityCancelRequested #{number}"),
+            Some(Kind::StartTimer(timer)) => {
+                format!("TimerStarted {}(#{number})", duration(timer.duration_us))
+            }
+            Some(Kind::CancelTimer(_)) => format!("TimerCancelled #{number}"),
+            Some(Kind::RecordMarker(recorded)) => marker(recorded.kind, &recorded.name, number),
+            Some(Kind::CompleteWorkflow(_)) => "WorkflowExecutionCompleted".into(),
+            Some(Kind::FailWorkflow(_)) => "WorkflowExecutionFailed".into(),
+            Some(Kind::CancelWorkflow(_)) => "WorkflowExecutionCancelled".into(),
+            None => "nothing".into(),
+        };
+        Self { what, at: command.call_site.as_ref().map(place).unwrap_or_default() }
+    }
+}
+
+/// Fails the task with both sides of a mismatch.
+pub(crate) fn non_determinism(
+    run: &RunInfo,
+    options: &MachineOptions,
+    event_id: u64,
+    recorded_build: &str,
+    history: &Side,
+    code: &Side,
+) -> TaskFailure {
+    let mut text = format!("non-determinism in {} {}", run.workflow_type, run.workflow_id);
+    if event_id > 0 {
+        let _ = write!(text, " at event {event_id}");
+    }
+    let width = history.what.len().max(code.what.len());
+    for (label, side, verb, build) in [
+        ("history ", history, "recorded", recorded_build),
+        ("code now", code, "issued  ", options.build_id.as_str()),
+    ] {
+        let _ = write!(text, "\n  {label}  {:width$}", side.what);
+        let mut comma = "  ";
+        if !side.at.is_empty() {
+            let _ = write!(text, "  {verb} at {}", side.at);
+            comma = ", ";
+        }
+        if !build.is_empty() {
+            let _ = write!(text, "{comma}build {build}");
+        }
+    }
+    text.push_str(
+        "\na step was added, removed or reordered before this point; \
+         let a worker with the old code finish this run, or give the new code a new workflow name",
+    );
+    task_failure(v1::WorkflowTaskFailureCause::NonDeterminism, text)
+}
+
+fn marker(kind: i32, name: &str, number: u32) -> String {
+    match v1::MarkerKind::try_from(kind) {
+        Ok(v1::MarkerKind::LocalActivity) => format!("MarkerRecorded local {name}(#{number})"),
+        _ => format!("MarkerRecorded value(#{number})"),
+    }
+}
+
+fn place(site: &v1::CallSite) -> String {
+    format!("{}:{}:{}", site.file, site.line, site.column)
+}
+
+/// A duration for people, in its largest whole unit.
+fn duration(micros: i64) -> String {
+    let duration = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+    let seconds = duration.as_secs();
+    match (duration.subsec_nanos(), seconds) {
+        (0, 0) => "0s".to_owned(),
+        (0, _) if seconds.is_multiple_of(3_600) => format!("{}h", seconds / 3_600),
+        (0, _) if seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
+        _ => format!("{duration:?}"),
+    }
+}

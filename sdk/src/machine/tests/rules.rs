@@ -1,0 +1,559 @@
+//! One rule each.
+
+use std::cell::Cell;
+
+use onward_proto::v1::{ActivityFailureCause, WorkflowTaskFailureCause as Cause};
+
+use super::engine::*;
+use crate::{
+    ActivityError, Cancelled, Elapsed, Signal, State,
+    wf::{join, join_all, race, select, try_join},
+};
+
+const GO: Signal<u32> = Signal::new("go");
+
+/// Both kinds of run: one that keeps its machine, one that is cold at every task.
+fn both<W: crate::Workflow>(args: &W::Args, scenario: impl Fn(&mut Run)) -> Run {
+    let mut warm = Run::new::<W>(args);
+    scenario(&mut warm);
+    let mut cold = Run::new::<W>(args).cold();
+    scenario(&mut cold);
+    assert_eq!(warm.trace, cold.trace);
+    assert_eq!(warm.history, cold.history);
+    warm
+}
+
+workflow!(two_steps(ctx) -> u32 {
+    let a = do_work(ctx, 1).await?;
+    ctx.sleep(SECOND).await;
+    let b = do_work(ctx, 2).await?;
+    Ok(a + b)
+});
+
+#[test]
+fn steps_follow_one_another() {
+    let run = both::<two_steps>(&(), |run| {
+        assert_eq!(run.on([]), "work#1");
+        assert_eq!(run.on([done(1, 10)]), "timer#2 1s");
+        assert_eq!(run.on([fired(2)]), "work#3");
+        assert_eq!(run.on([done(3, 5)]), "complete");
+    });
+    assert_eq!(run.result::<u32>(), 15);
+}
+
+workflow!(together(ctx) -> Vec<u32> {
+    let (a, b) = join!(do_work(ctx, 1), do_work(ctx, 2));
+    let more = join_all((3..43).map(|n| do_work(ctx, n))).await;
+    Ok([a, b].into_iter().chain(more).map(|done| done.unwrap_or(0)).collect())
+});
+
+#[test]
+fn many_calls_wait_together_and_keep_their_order() {
+    let run = both::<together>(&(), |run| {
+        assert_eq!(run.on([]), "work#1, work#2");
+        let all: Vec<String> = (3..43).map(|n| format!("work#{n}")).collect();
+        assert_eq!(run.on([done(2, 2), done(1, 1)]), all.join(", "));
+        assert_eq!(run.on((3..43).rev().map(|n| done(n, n))), "complete");
+    });
+    assert_eq!(run.result::<Vec<u32>>(), (1..43).collect::<Vec<u32>>());
+}
+
+workflow!(first_of_three(ctx) -> String {
+    let winner = select! {
+        n = do_work(ctx, 1) => { format!("work {}", n?) }
+        n = ctx.recv(GO) => format!("go {n}"),
+        () = ctx.sleep(SECOND * 60) => "timer".to_owned(),
+    };
+    do_work(ctx, 2).await?;
+    Ok(winner)
+});
+
+#[test]
+fn the_losers_of_a_select_are_cancelled_in_number_order_before_its_branch() {
+    let run = both::<first_of_three>(&(), |run| {
+        assert_eq!(run.on([]), "work#1, timer#2 60s");
+        assert_eq!(run.on([signal("go", 7)]), "work#3, cancel work#1, cancel timer#2");
+        assert_eq!(run.on([done(1, 1), done(3, 0)]), "complete");
+    });
+    assert_eq!(run.result::<String>(), "go 7");
+}
+
+#[test]
+fn messages_go_before_other_facts_and_history_decides_the_rest() {
+    let run = both::<first_of_three>(&(), |run| {
+        run.on([]);
+        run.on([fired(2), done(1, 1), signal("go", 7)]);
+        run.on([done(3, 0)]);
+    });
+    assert_eq!(run.result::<String>(), "go 7");
+    let run = both::<first_of_three>(&(), |run| {
+        run.on([]);
+        assert_eq!(run.on([fired(2), done(1, 1)]), "work#3, cancel work#1");
+        run.on([done(3, 0)]);
+    });
+    assert_eq!(run.result::<String>(), "timer");
+}
+
+workflow!(limited(ctx) -> String {
+    match ctx.timeout(SECOND, do_work(ctx, 1)).await {
+        Ok(n) => Ok(format!("{}", n?)),
+        Err(Elapsed) => Ok("late".to_owned()),
+    }
+});
+
+#[test]
+fn a_timeout_polls_its_future_first() {
+    let run = both::<limited>(&(), |run| {
+        assert_eq!(run.on([]), "work#1, timer#2 1s");
+        assert_eq!(run.on([fired(2)]), "cancel work#1, complete");
+    });
+    assert_eq!(run.result::<String>(), "late");
+    let run = both::<limited>(&(), |run| {
+        run.on([]);
+        assert_eq!(run.on([done(1, 4)]), "cancel timer#2, complete");
+    });
+    assert_eq!(run.result::<String>(), "4");
+}
+
+workflow!(handles(ctx) -> u32 {
+    let kept = do_work(ctx, 1).start();
+    do_work(ctx, 2).detach();
+    let dropped = do_work(ctx, 3).start();
+    drop(dropped);
+    Ok(kept.await?)
+});
+
+#[test]
+fn a_started_call_runs_at_once_a_dropped_one_is_cancelled_a_detached_one_runs_on() {
+    both::<handles>(&(), |run| {
+        assert_eq!(run.on([]), "work#1, work#2, work#3, cancel work#3");
+        assert_eq!(run.on([done(2, 0)]), "");
+        assert_eq!(run.on([done(1, 0)]), "complete");
+    });
+}
+
+workflow!(conditions(ctx) -> Vec<u32> {
+    let (count, log) = (State::new(0_u32), State::new(Vec::new()));
+    let reader = async {
+        loop {
+            let n = ctx.recv(GO).await;
+            count.update(|count| *count += n);
+            if n == 0 { break; }
+        }
+    };
+    let late = async { ctx.until(|| count.get() >= 3).await; log.update(|log| log.push(3)); count.set(10); };
+    let early = async { ctx.until(|| count.get() >= 1).await; log.update(|log| log.push(1)); };
+    let last = async {
+        let n = ctx.until(|| (count.get() >= 10).then(|| count.get())).await;
+        log.update(|log| log.push(n));
+    };
+    join!(last, late, early, reader);
+    Ok(log.get())
+});
+
+#[test]
+fn conditions_are_asked_in_creation_order_until_none_comes_true() {
+    let run = both::<conditions>(&(), |run| {
+        assert_eq!(run.on([]), "");
+        assert_eq!(run.on([signal("go", 1)]), "");
+        assert_eq!(run.on([signal("go", 2), signal("go", 0)]), "complete");
+    });
+    assert_eq!(run.result::<Vec<u32>>(), [1, 3, 10]);
+}
+
+workflow!(one_signal(ctx) -> u32 { Ok(ctx.recv(GO).await) });
+
+#[test]
+fn signals_that_no_code_read_are_listed_at_the_close() {
+    let run = both::<one_signal>(&(), |run| {
+        run.happens(signal("other", 0));
+        assert_eq!(run.on([signal("go", 7), signal("go", 8)]), "complete unread [2, 4]");
+    });
+    assert_eq!(run.result::<u32>(), 7);
+}
+
+#[test]
+fn a_signal_that_does_not_decode_is_skipped() {
+    let run = both::<one_signal>(&(), |run| {
+        run.on([]);
+        assert_eq!(run.on([signal("go", "seven".to_owned())]), "");
+        assert_eq!(run.on([signal("go", 7)]), "complete unread [3]");
+    });
+    assert_eq!(run.result::<u32>(), 7);
+}
+
+workflow!(interruptible(ctx) -> String {
+    let kept = do_work(ctx, 1).start();
+    let outer = ctx.cancellable(async {
+        join!(ctx.cancellable(do_work(ctx, 2)), ctx.cancellable(ctx.sleep(SECOND)))
+    });
+    let (a, b) = match outer.await { Ok(both) => both, Err(Cancelled) => return Ok("outer".to_owned()) };
+    let seen = format!("{} {} {}", a.is_err(), b.is_err(), ctx.cancel_requested());
+    kept.await?;
+    Ok(seen)
+});
+
+#[test]
+fn a_cancel_request_goes_to_the_innermost_sections_once() {
+    let run = both::<interruptible>(&(), |run| {
+        assert_eq!(run.on([]), "work#1, work#2, timer#3 1s");
+        assert_eq!(run.on([cancel()]), "cancel work#2, cancel timer#3");
+        assert_eq!(run.on([cancel()]), "");
+        assert_eq!(run.on([done(1, 0)]), "complete");
+    });
+    assert_eq!(run.result::<String>(), "true true true");
+}
+
+#[test]
+fn without_a_section_the_run_is_dropped_and_closes_as_cancelled() {
+    both::<two_steps>(&(), |run| {
+        run.on([]);
+        assert_eq!(run.on([cancel(), done(1, 1)]), "cancel work#1, cancelled");
+    });
+    both::<two_steps>(&(), |run| {
+        assert_eq!(run.on([signal("go", 1), cancel()]), "cancelled unread [2]");
+    });
+}
+
+workflow!(shielded(ctx) -> u32 {
+    let done = ctx.shield(async {
+        let a = do_work(ctx, 1).await?;
+        ctx.shield(do_work(ctx, 2)).await.map(|b| a + b)
+    }).await?;
+    do_work(ctx, 3).await?;
+    Ok(done)
+});
+
+#[test]
+fn a_shield_holds_the_request_until_the_outermost_one_ends() {
+    both::<shielded>(&(), |run| {
+        run.on([]);
+        assert_eq!(run.on([cancel()]), "");
+        assert_eq!(run.on([done(1, 1)]), "work#2");
+        assert_eq!(run.on([done(2, 1)]), "work#3, cancel work#3, cancelled");
+    });
+}
+
+workflow!(gives_up(ctx) -> u32 { Err(ctx.cancellable(do_work(ctx, 1)).await.unwrap_err())? });
+
+#[test]
+fn an_error_that_is_cancelled_closes_as_cancelled() {
+    both::<gives_up>(&(), |run| {
+        run.on([]);
+        assert_eq!(run.on([cancel()]), "cancel work#1, cancelled");
+    });
+}
+
+workflow!(recorded(ctx) -> (u32, u32) {
+    let value = async {
+        let made = ctx.record(|| 40 + 2).await;
+        do_work(ctx, made).await
+    };
+    let (a, b) = try_join!(value, do_work(ctx, 9))?;
+    Ok((a, b))
+});
+
+#[test]
+fn a_recorded_value_resolves_in_its_own_drain() {
+    both::<recorded>(&(), |run| {
+        assert_eq!(run.on([]), "work#2, record#1, work#3");
+        assert_eq!(run.on([done(3, 1), done(2, 2)]), "complete");
+    });
+}
+
+workflow!(local_steps(ctx) -> u32 {
+    let a = do_local(ctx, 1).await?;
+    let b = do_local(ctx, a).await?;
+    Ok(do_work(ctx, b).await?)
+});
+
+#[test]
+fn local_activities_start_when_the_task_that_issued_them_is_committed() {
+    let mut run = Run::new::<local_steps>(&());
+    assert_eq!(run.on([]), "more");
+    assert!(run.running.is_empty(), "not before the commit");
+    assert_eq!(run.on([]), "waiting");
+    assert_eq!(run.running[0].number, 1);
+    assert_eq!(run.local_done(1, local_value(5)), "local work#1, more");
+    assert_eq!(run.on([]), "waiting");
+    assert_eq!(run.running[0].arguments[0].data, &b"5"[..]);
+    assert_eq!(run.local_done(2, local_value(6)), "local work#2, work#3");
+    assert_eq!(run.on([done(3, 6)]), "complete");
+    assert_eq!(run.result::<u32>(), 6);
+}
+
+#[test]
+fn a_local_activity_starts_again_after_a_crash() {
+    let mut run = Run::new::<local_steps>(&());
+    run.on([]);
+    run.on([]);
+    run.crash();
+    assert_eq!(run.on([]), "waiting");
+    assert_eq!(run.running[0].number, 1);
+    assert_eq!(run.local_done(1, local_value(5)), "local work#1, more");
+}
+
+workflow!(local_beside_signal(ctx) -> u32 {
+    let local = do_local(ctx, 1).start();
+    let go = ctx.recv(GO).await;
+    let n = select! { n = local => n?, () = ctx.sleep(SECOND) => 0 };
+    Ok(n + go)
+});
+
+#[test]
+fn a_yield_lets_facts_in_while_a_local_activity_runs() {
+    let mut run = Run::new::<local_beside_signal>(&());
+    assert_eq!(run.on([]), "more");
+    assert_eq!(run.on([]), "waiting");
+    assert_eq!(run.yields(), "more");
+    assert_eq!(run.local_done(1, local_value(5)), "", "between tasks it waits for the next");
+    assert_eq!(run.on([signal("go", 2)]), "timer#2 1s, local work#1, cancel timer#2, complete");
+    assert_eq!(run.result::<u32>(), 7);
+}
+
+#[test]
+fn a_dropped_local_activity_is_stopped_and_leaves_no_trace() {
+    let mut run = Run::new::<local_beside_signal>(&());
+    run.on([]);
+    run.on([]);
+    run.yields();
+    assert_eq!(run.on([signal("go", 2)]), "waiting");
+    assert_eq!(run.yields(), "timer#2 1s, more");
+    assert_eq!(run.on([fired(2)]), "complete");
+    assert!(run.running.is_empty());
+    assert_eq!(run.result::<u32>(), 2);
+}
+
+workflow!(typed_errors(ctx) -> Vec<String> {
+    let mut seen = Vec::new();
+    for n in 0..4 {
+        seen.push(match do_work(ctx, n).await {
+            Err(ActivityError::Failed(error)) => format!("failed {error}"),
+            Err(ActivityError::Exhausted { last, attempts }) => format!("exhausted {last} {attempts}"),
+            Err(ActivityError::OutcomeUnknown { attempt }) => format!("unknown {attempt}"),
+            other => format!("{other:?}"),
+        });
+    }
+    Ok(seen)
+});
+
+#[test]
+fn an_activity_fails_with_its_own_type() {
+    let error = || crate::Error::msg("no money");
+    let run = both::<typed_errors>(&(), |run| {
+        run.on([]);
+        run.on([failed(1, error(), ActivityFailureCause::Application)]);
+        run.on([failed(2, error(), ActivityFailureCause::Exhausted)]);
+        run.on([failed(3, error(), ActivityFailureCause::OutcomeUnknown)]);
+        run.on([done(4, 4)]);
+    });
+    let expected = ["failed no money", "exhausted no money 3", "unknown 3", "Ok(4)"];
+    assert_eq!(run.result::<Vec<String>>(), expected);
+}
+
+workflow!(time_and_chance(ctx) -> Vec<String> {
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let at = ctx.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let roll = (ctx.rng().range(0..1000), ctx.rng_named("other").range(0..1000));
+        seen.push(format!("{at:?} {} {roll:?}", ctx.uuid()));
+        ctx.sleep(SECOND).await;
+    }
+    Ok(seen)
+});
+
+#[test]
+fn time_and_randomness_are_the_same_at_every_replay() {
+    let run = both::<time_and_chance>(&(), |run| {
+        run.on([]);
+        (1..4).for_each(|n| drop(run.on([fired(n)])));
+    });
+    let seen = run.result::<Vec<String>>();
+    assert!(seen[0].starts_with("1s ") && seen[2].starts_with("3s "), "{seen:?}");
+    assert_eq!(seen[0].as_bytes()[3 + 14], b'4', "a UUID of version 4");
+    assert_eq!(seen, GOLDEN_CHANCE);
+}
+
+const GOLDEN_CHANCE: [&str; 3] = [
+    "1s 8a8a8a8a-8a8a-4a8a-b070-707070707070 (54, 743)",
+    "2s e4e5a5a4-a464-4aaa-9416-16c068e21209 (333, 60)",
+    "3s 03496841-3e5e-46c2-b4bd-5de0a20c19d1 (30, 39)",
+];
+
+// --- what fails a task
+
+workflow!(timer_first(ctx) -> u32 { ctx.sleep(SECOND * 259_200).await; Ok(0) });
+
+#[test]
+fn a_mismatch_is_reported_with_both_sides() {
+    let mut run = Run::new::<two_steps>(&());
+    run.on([]);
+    let failure = run.replay_as::<timer_first>();
+    assert_eq!(failure.cause, Cause::NonDeterminism);
+    let text = &failure.failure.message;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "non-determinism in timer_first order-42 at event 3");
+    assert!(lines[1].starts_with("  history   ActivityScheduled work(#1)  recorded at "), "{text}");
+    assert!(lines[1].contains("rules.rs:") && lines[1].ends_with(", build 1.4.0"), "{text}");
+    assert!(lines[2].starts_with("  code now  TimerStarted 72h(#1)        issued   at "), "{text}");
+    assert!(lines[2].ends_with(", build 1.5.0"), "{text}");
+}
+
+workflow!(nothing_more(ctx) -> u32 { do_work(ctx, 1).await?; Ok(0) });
+workflow!(one_more(ctx) -> u32 {
+    let (a, _) = try_join!(do_work(ctx, 1), do_work(ctx, 7))?;
+    Ok(a)
+});
+workflow!(other_argument(ctx) -> u32 { do_work(ctx, 8).await?; ctx.sleep(SECOND).await; Ok(0) });
+
+#[test]
+fn a_removed_an_added_and_a_changed_step_are_mismatches() {
+    let run = || {
+        let mut run = Run::new::<two_steps>(&());
+        run.on([]);
+        run.on([done(1, 1)]);
+        run
+    };
+    let removed = run().replay_as::<nothing_more>().failure.message;
+    assert!(
+        removed.contains("TimerStarted 1s(#2)") && removed.contains("WorkflowExecutionCompleted"),
+        "{removed}"
+    );
+    let added = run().replay_as::<one_more>().failure.message;
+    assert!(added.contains("the task ended here") && added.contains("work(#2)"), "{added}");
+    let changed = run().replay_as::<other_argument>().failure.message;
+    assert!(changed.contains("with other arguments"), "{changed}");
+}
+
+fn fails<W: crate::Workflow<Args = ()>>() -> (Cause, String) {
+    let failure = Run::new::<W>(&()).task().unwrap_err();
+    (failure.cause, failure.failure.message.clone())
+}
+
+workflow!(panics(ctx) -> u32 { do_work(ctx, 1).start().detach(); panic!("boom {}", 1) });
+workflow!(hangs(ctx) -> u32 { do_work(ctx, 1).detach(); std::future::pending().await });
+workflow!(spins(ctx) -> u32 {
+    std::future::poll_fn(|cx| { cx.waker().wake_by_ref(); std::task::Poll::<()>::Pending }).await;
+    Ok(0)
+});
+workflow!(foreign(ctx) -> u32 {
+    let mut is_first = true;
+    std::future::poll_fn(|cx| {
+        if std::mem::take(&mut is_first) {
+            let waker = cx.waker().clone();
+            std::thread::spawn(move || waker.wake()).join().expect("it only wakes");
+        }
+        std::task::Poll::<()>::Pending
+    }).await;
+    Ok(0)
+});
+workflow!(local_at_most_once(ctx) -> u32 { Ok(do_local(ctx, 1).retry(crate::Retry::attempts(1)).await?) });
+
+#[test]
+fn what_cannot_go_on_fails_the_task_at_once() {
+    assert_eq!(fails::<panics>(), (Cause::Panic, "the workflow panicked: boom 1".to_owned()));
+    assert_eq!(fails::<hangs>().0, Cause::Stuck);
+    assert_eq!(fails::<spins>().0, Cause::Stuck);
+    assert_eq!(fails::<foreign>().0, Cause::ForeignWake);
+    assert_eq!(fails::<local_at_most_once>().0, Cause::BadCommands);
+}
+
+#[test]
+fn a_result_that_does_not_decode_fails_the_task() {
+    let mut run = Run::new::<two_steps>(&());
+    run.on([]);
+    let mut wrong = done(1, 1);
+    if let onward_proto::v1::history_event::Attributes::ActivityCompleted(event) = &mut wrong {
+        event.result.as_mut().unwrap().data = bytes::Bytes::from_static(b"\"x\"");
+    }
+    run.happens(wrong);
+    let failure = run.task().unwrap_err();
+    assert_eq!(failure.cause, Cause::Payload);
+    assert!(failure.failure.message.starts_with("the result of work(#1): "));
+}
+
+#[test]
+fn an_unknown_event_or_flag_is_handed_back() {
+    let mut run = Run::new::<two_steps>(&());
+    run.on([]);
+    let known = run.history.clone();
+    run.history[2].attributes = None;
+    run.history.push(known[2].clone());
+    if let Some(onward_proto::v1::history_event::Attributes::WorkflowTaskCompleted(done)) =
+        &mut run.history[1].attributes
+    {
+        done.sdk_flags.push(999);
+    }
+    assert_eq!(run.replay().unwrap_err().cause, Cause::Unsupported);
+    run.history = known;
+    run.history.push(onward_proto::v1::HistoryEvent::default());
+    assert_eq!(run.replay().unwrap_err().cause, Cause::Unsupported);
+}
+
+thread_local!(static DROPS: Cell<u32> = const { Cell::new(0) });
+
+struct CallsOnDrop<'c>(&'c crate::Ctx);
+
+impl Drop for CallsOnDrop<'_> {
+    fn drop(&mut self) {
+        DROPS.set(DROPS.get() + 1);
+        do_work(self.0, 9).detach();
+        let _ = (self.0.now(), self.0.uuid());
+    }
+}
+
+workflow!(drops(ctx) -> u32 {
+    let _guard = CallsOnDrop(ctx);
+    Ok(do_work(ctx, 1).await?)
+});
+workflow!(panics_with_guard(ctx) -> u32 {
+    let _guard = CallsOnDrop(ctx);
+    let _call = do_work(ctx, 1).start();
+    panic!("boom")
+});
+
+#[test]
+fn drop_code_is_inert_at_eviction_and_while_panicking_but_not_in_a_drive() {
+    let mut run = Run::new::<drops>(&());
+    run.on([]);
+    run.crash();
+    assert_eq!(DROPS.replace(0), 2, "the replay check drops one too");
+    assert_eq!(run.on([done(1, 1)]), "work#2, complete");
+    assert_eq!(fails::<panics_with_guard>().0, Cause::Panic);
+}
+
+workflow!(racing(ctx) -> u32 { Ok(race((1..4).map(|n| do_work(ctx, n))).await?) });
+
+#[test]
+fn a_race_has_one_winner() {
+    let run = both::<racing>(&(), |run| {
+        assert_eq!(run.on([]), "work#1, work#2, work#3");
+        assert_eq!(run.on([done(2, 2), done(1, 1)]), "cancel work#1, cancel work#3, complete");
+    });
+    assert_eq!(run.result::<u32>(), 2);
+}
+
+workflow!(long(ctx, steps: u32) -> u32 {
+    let mut sum = 0;
+    for n in 0..steps { sum += do_work(ctx, n).await?; }
+    Ok(sum)
+});
+
+/// Prints how fast histories replay; run it in release: `cargo test --release -- --ignored --nocapture replay_speed`.
+#[test]
+#[ignore = "a measurement"]
+fn replay_speed() {
+    for steps in [3_333, 33_333] {
+        let mut run = Run::new::<long>(&(steps,)).unchecked();
+        run.on([]);
+        for n in 1..=steps {
+            run.on([done(n, n)]);
+        }
+        let events = run.history.len();
+        let history = run.history.clone();
+        let started = std::time::Instant::now();
+        run.replay_events(history).unwrap();
+        let rate = events as f64 / started.elapsed().as_secs_f64();
+        println!("{events} events: {rate:.0} events/s");
+    }
+}

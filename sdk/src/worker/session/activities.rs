@@ -1,0 +1,140 @@
+//! Activities of a session, local ones too: started, told to stop, answered for.
+
+use std::{sync::Arc, task::Poll, time::Duration};
+
+use onward_proto::{RunId, Timestamp, v1};
+use tokio::time::Instant;
+
+use super::{Event, LONG_FIRST_POLL, Running, Session};
+use crate::{
+    activity::attempt::{ActivityInfo, Attempt, Stop},
+    machine::LocalActivityTask,
+    worker::{
+        attempts::{AttemptKey, End, Execution, deadline},
+        local::LocalRun,
+        outbox::Item,
+        runs::Instance,
+    },
+};
+
+impl Session {
+    pub(super) fn on_activity_task(&mut self, task: v1::ActivityTask, now: Instant) {
+        let Some(key) = task.token.as_ref().and_then(AttemptKey::of) else { return };
+        if self.attempts.contains_key(&key) {
+            return;
+        }
+        if let Some(item) = self.kept_attempts.get(&key) {
+            self.out.push(item.clone());
+            return;
+        }
+        let timeout = micros(task.start_to_close_us).unwrap_or(DEFAULT_TIMEOUT);
+        let attempt = Arc::new(Attempt::new(
+            ActivityInfo {
+                namespace: task.namespace,
+                workflow_id: task.workflow_id,
+                run_id: key.run.uuid(),
+                workflow_type: task.workflow_type,
+                activity_type: task.activity_type,
+                number: key.number,
+                attempt: key.attempt,
+                scheduled_at: Timestamp::from_micros(task.scheduled_at_us),
+                timeout,
+                heartbeat: micros(task.heartbeat_us),
+                local: false,
+            },
+            key.incarnation,
+            task.heartbeat_details,
+            Some(Arc::clone(&self.listener)),
+        ));
+        let Some(activity) = self.registry.activity(&attempt.info.activity_type) else {
+            let end = End::Returned(Err(self
+                .registry
+                .unknown_activity(&attempt.info.activity_type, &self.options.identity)));
+            self.on_ended(key, end.into_item(&attempt, self.max_frame));
+            return;
+        };
+        let body = (activity.start)(Arc::clone(&attempt), task.arguments);
+        let until = deadline(now, timeout, self.silence_limit);
+        let mut execution = Execution::new(body, Arc::clone(&attempt), until);
+        if activity.is_quick() {
+            let before = Instant::now();
+            let poll = execution.first_poll();
+            if before.elapsed() > LONG_FIRST_POLL {
+                activity.set_slow();
+            }
+            if let Poll::Ready(end) = poll {
+                self.on_ended(key, end.into_item(&attempt, self.max_frame));
+                return;
+            }
+        }
+        if let Some(heartbeat) = attempt.info.heartbeat {
+            self.beat_at = self.beat_at.min(now + heartbeat / 3);
+        }
+        self.attempts.insert(key, Running { attempt: Arc::clone(&attempt) });
+        let (events, max_frame) = (self.events_sender.clone(), self.max_frame);
+        self.options.env.spawn(async move {
+            let end = execution.await;
+            let item = end.into_item(&attempt, max_frame);
+            let _ = events.send(Event::Ended { key, item });
+        });
+    }
+
+    pub(super) fn on_ended(&mut self, key: AttemptKey, item: Option<Item>) {
+        self.attempts.remove(&key);
+        if let Some(item) = item {
+            self.out.push(item.clone());
+            self.kept_attempts.insert(key, item);
+        }
+    }
+
+    pub(super) fn on_cancel_activity(&mut self, item: &v1::CancelActivityTask) {
+        let Some(key) = item.token.as_ref().and_then(AttemptKey::of) else { return };
+        let lost = item.reason() == v1::CancelReason::Lost;
+        if lost {
+            self.kept_attempts.remove(&key);
+        }
+        if let Some(running) = self.attempts.get(&key) {
+            running.attempt.stop(if lost { Stop::Lost } else { Stop::Requested });
+            if lost {
+                self.attempts.remove(&key);
+            }
+        }
+    }
+
+    pub(super) fn start_local(&mut self, run: RunId, instance: Instance, task: LocalActivityTask) {
+        let number = task.number;
+        let workflow = self.runs.current(run, instance).map(|run| Arc::clone(&run.info));
+        let Some(workflow) = workflow else { return };
+        let local = LocalRun::new(task, workflow, &self.registry, &self.options.identity);
+        self.locals.insert((instance, number), local.control());
+        let events = self.events_sender.clone();
+        self.options.env.spawn(async move {
+            if let Some(outcome) = local.run().await {
+                let outcome = Box::new(outcome);
+                let _ = events.send(Event::LocalDone { run, instance, number, outcome });
+            }
+        });
+    }
+
+    pub(super) fn stop_locals(&mut self, instance: Option<Instance>) {
+        let Some(instance) = instance else { return };
+        if self.locals.is_empty() {
+            return;
+        }
+        let numbers: Vec<_> =
+            self.locals.range((instance, 0)..=(instance, u32::MAX)).map(|(key, _)| *key).collect();
+        for key in numbers {
+            if let Some(local) = self.locals.remove(&key) {
+                local.stop(Stop::Lost);
+            }
+        }
+    }
+}
+
+/// An activity without a timeout of its own.
+const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// A duration of the wire; `None` for 0, which means that there is none.
+fn micros(micros: i64) -> Option<Duration> {
+    u64::try_from(micros).ok().filter(|micros| *micros > 0).map(Duration::from_micros)
+}

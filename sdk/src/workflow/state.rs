@@ -1,0 +1,71 @@
+//! State that the parts of one workflow share.
+
+use std::{cell::RefCell, fmt};
+
+/// A cell of a workflow's state. It gives out no guards, so that no borrow crosses an await.
+///
+/// ```
+/// use onward::State;
+///
+/// let paid = State::new(0_u64);
+/// paid.update(|paid| *paid += 5);
+/// assert_eq!(paid.get(), 5);
+/// ```
+#[derive(Default)]
+pub struct State<T>(RefCell<T>);
+
+const REENTRY: &str = "State: a closure of this cell may not use the same cell";
+
+impl<T> State<T> {
+    /// A cell with this value.
+    pub const fn new(value: T) -> Self {
+        Self(RefCell::new(value))
+    }
+
+    /// A copy of the value.
+    pub fn get(&self) -> T
+    where
+        T: Clone,
+    {
+        self.0.try_borrow().expect(REENTRY).clone()
+    }
+
+    /// Sets the value.
+    pub fn set(&self, value: T) {
+        drop(self.replace(value));
+    }
+
+    /// Sets the value and returns the one before.
+    pub fn replace(&self, value: T) -> T {
+        std::mem::replace(&mut *self.0.try_borrow_mut().expect(REENTRY), value)
+    }
+
+    /// Looks at the value.
+    ///
+    /// # Panics
+    /// If the closure changes the same cell.
+    pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
+        look(&self.0.try_borrow().expect(REENTRY))
+    }
+
+    /// Changes the value in place.
+    ///
+    /// # Panics
+    /// If the closure uses the same cell.
+    pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+        change(&mut self.0.try_borrow_mut().expect(REENTRY))
+    }
+}
+
+impl<T> State<Option<T>> {
+    /// Takes the value out.
+    pub fn take(&self) -> Option<T> {
+        self.0.try_borrow_mut().expect(REENTRY).take()
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for State<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("State").field(&self.0).finish()
+    }
+}

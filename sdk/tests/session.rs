@@ -1,0 +1,644 @@
+//! The worker's side of the session protocol, against a server that does what each test says.
+#![allow(clippy::unwrap_used)]
+
+mod fake;
+
+use std::{sync::Arc, time::Duration};
+
+use fake::{Fake, Session, activity_task, first_task, run_id, task_id, token};
+use onward::{ActivityCtx, Ctx, Provide, Worker, WorkerBuilder, WorkerHandle, activity, workflow};
+use onward_proto::v1::{
+    self, CancelReason, WorkflowTaskFailureCause as Cause, server_item::Kind as ServerKind,
+    worker_item::Kind as WorkerKind,
+};
+use tokio::sync::Notify;
+
+/// Lets a test hold an activity back.
+#[derive(Clone, Default)]
+struct Gate(Arc<Notify>);
+
+impl Provide<Gate> for Gate {
+    fn provide(&self) -> &Gate {
+        self
+    }
+}
+
+impl Provide<()> for Gate {
+    fn provide(&self) -> &() {
+        &()
+    }
+}
+
+#[activity]
+async fn greet(_: &ActivityCtx, name: &str) -> onward::Result<String> {
+    Ok(format!("Hello, {name}!"))
+}
+
+/// Waits for the gate.
+#[activity]
+async fn wait(ctx: &ActivityCtx<Gate>) -> onward::Result<u32> {
+    ctx.heartbeat(&"at the gate")?;
+    ctx.0.notified().await;
+    Ok(ctx.attempt())
+}
+
+#[activity]
+async fn tidy(ctx: &ActivityCtx) -> Result<(), onward::Cancelled> {
+    ctx.cancelled().await;
+    Err(onward::Cancelled)
+}
+
+#[activity]
+async fn explode(_: &ActivityCtx) -> onward::Result<()> {
+    panic!("boom")
+}
+
+/// Two steps, one of each kind.
+#[workflow]
+async fn steps(ctx: &Ctx) -> onward::Result<String> {
+    let first = greet(ctx, "first").await?;
+    let second = greet(ctx.local(), "local").await?;
+    Ok(format!("{first} {second}"))
+}
+
+/// Never comes back from its first poll.
+#[workflow]
+async fn block(_: &Ctx) -> onward::Result<()> {
+    loop {
+        onward::audited!(std::thread::park());
+    }
+}
+
+#[workflow]
+async fn panics(_: &Ctx) -> onward::Result<()> {
+    panic!("not my day")
+}
+
+#[workflow]
+async fn order(_: &Ctx, item: String) -> onward::Result<String> {
+    Ok(format!("{item} shipped"))
+}
+
+fn builder(fake: &Fake, gate: &Gate) -> WorkerBuilder<Gate> {
+    Worker::builder(fake.client.clone(), "test")
+        .deps(gate.clone())
+        .workflows::<(order, steps, block, panics)>()
+        .activities::<(greet, wait, tidy, explode)>()
+}
+
+async fn worker(fake: &mut Fake, gate: &Gate) -> (WorkerHandle, Session) {
+    let worker = builder(fake, gate).spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    (worker, session)
+}
+
+fn completed(item: WorkerKind) -> (v1::ActivityToken, String) {
+    let WorkerKind::ActivityCompleted(done) = item else { panic!("not completed: {item:?}") };
+    let result = String::from_utf8(done.result.unwrap().data.to_vec()).unwrap();
+    (done.token.unwrap(), result)
+}
+
+fn failed(item: WorkerKind) -> v1::Failure {
+    let WorkerKind::ActivityFailed(failed) = item else { panic!("not failed: {item:?}") };
+    failed.failure.unwrap()
+}
+
+fn ack_activity(token: v1::ActivityToken) -> ServerKind {
+    ServerKind::Ack(v1::Ack { tasks: Vec::new(), activities: vec![token] })
+}
+
+fn cancel(token: v1::ActivityToken, reason: CancelReason) -> ServerKind {
+    ServerKind::CancelActivity(v1::CancelActivityTask { token: Some(token), reason: reason.into() })
+}
+
+#[tokio::test]
+async fn hello_says_what_the_worker_has_and_credits_how_much_it_takes() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).max_activities(3).build_id("1.4").spawn().await.unwrap();
+    let (hello, in_flight, credits) = fake.session().await.welcome().await;
+    assert_eq!((hello.task_queue.as_str(), hello.build_id.as_str()), ("test", "1.4"));
+    assert_eq!(hello.workflow_types, ["block", "order", "panics", "steps"]);
+    assert_eq!(hello.activity_types, ["explode", "greet", "tidy", "wait"]);
+    assert_eq!((in_flight.slot_from, in_flight.slot_to), (0, 1024));
+    assert_eq!((credits.workflow, credits.activity), (500, 3));
+}
+
+#[tokio::test]
+async fn another_protocol_ends_the_worker_with_both_versions() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let mut worker = builder(&fake, &gate).spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.next().await;
+    session.send([ServerKind::Welcome(v1::Welcome {
+        version: "9.9.9".to_owned(),
+        protocol: 99,
+        ..Default::default()
+    })]);
+    let error = worker.ended().await.unwrap_err().to_string();
+    assert!(error.contains("9.9.9") && error.contains("protocol 99"), "{error}");
+    assert!(error.contains("protocol 1:"), "{error}");
+}
+
+#[tokio::test]
+async fn an_activity_runs_and_many_answers_share_a_frame() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let run = run_id(1, 5);
+    session.send((1..=50).map(|number| {
+        ServerKind::ActivityTask(activity_task(token(run, number, 1), "greet", &["\"Ada\""]))
+    }));
+    for number in 1..=50 {
+        let (answered, result) = completed(session.next_news().await);
+        assert_eq!(answered, token(run, number, 1));
+        assert_eq!(result, "\"Hello, Ada!\"");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_acked_is_sent_again_on_a_new_stream() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let (first, second) = (token(run_id(1, 5), 1, 1), token(run_id(1, 5), 2, 1));
+    session.send([
+        ServerKind::ActivityTask(activity_task(first.clone(), "greet", &["\"Ada\""])),
+        ServerKind::ActivityTask(activity_task(second.clone(), "greet", &["\"Bob\""])),
+    ]);
+    completed(session.next_news().await);
+    completed(session.next_news().await);
+    session.send([ack_activity(first)]);
+    // The answer to a third task shows that the ack has been read.
+    let third = token(run_id(1, 5), 3, 1);
+    session.send([ServerKind::ActivityTask(activity_task(third.clone(), "greet", &["\"Eve\""]))]);
+    completed(session.next_news().await);
+    session.cut();
+
+    let mut session = fake.session().await;
+    session.welcome().await;
+    assert_eq!(completed(session.next_news().await).0, second);
+    assert_eq!(completed(session.next_news().await).0, third);
+}
+
+#[tokio::test]
+async fn a_running_activity_outlives_its_stream_and_is_claimed_on_the_next() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let running = token(run_id(1, 5), 1, 1);
+    session.send([ServerKind::ActivityTask(activity_task(running.clone(), "wait", &[]))]);
+    let WorkerKind::Heartbeats(beat) = session.next().await else { panic!() };
+    assert_eq!(beat.activities[0].token.as_ref().unwrap(), &running);
+    session.cut();
+
+    let mut session = fake.session().await;
+    let (_, in_flight, _) = session.welcome().await;
+    assert_eq!(in_flight.activities, std::slice::from_ref(&running));
+    session.send([ServerKind::Claim(v1::Claim { slot_from: 0, slot_to: 5, incarnation: 8 })]);
+    let WorkerKind::InFlight(elsewhere) = session.next_news().await else { panic!() };
+    assert!(elsewhere.activities.is_empty());
+    session.send([ServerKind::Claim(v1::Claim { slot_from: 5, slot_to: 6, incarnation: 8 })]);
+    let WorkerKind::InFlight(here) = session.next_news().await else { panic!() };
+    assert_eq!(
+        (here.activities.as_slice(), here.slot_from, here.slot_to),
+        (std::slice::from_ref(&running), 5, 6)
+    );
+    gate.0.notify_one();
+    assert_eq!(completed(session.next_news().await), (running, "1".to_owned()));
+}
+
+#[tokio::test]
+async fn details_of_a_heartbeat_reach_the_server_and_silence_is_broken() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let running = token(run_id(1, 5), 1, 1);
+    session.send([ServerKind::ActivityTask(activity_task(running.clone(), "wait", &[]))]);
+    let WorkerKind::Heartbeats(beat) = session.next().await else { panic!() };
+    assert_eq!(beat.activities[0].details.as_ref().unwrap().data, "\"at the gate\"");
+    // Nothing new to say, but the session lives.
+    let WorkerKind::Heartbeats(beat) = session.next().await else { panic!() };
+    assert!(beat.activities.is_empty());
+}
+
+#[tokio::test]
+async fn an_attempt_with_a_heartbeat_timeout_is_kept_alive() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let running = token(run_id(1, 5), 1, 1);
+    let mut task = activity_task(running.clone(), "wait", &[]);
+    task.heartbeat_us = 60_000;
+    session.send([ServerKind::ActivityTask(task)]);
+    for _ in 0..3 {
+        let WorkerKind::Heartbeats(beat) = session.next().await else { panic!() };
+        assert_eq!(beat.activities[0].token.as_ref().unwrap(), &running);
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_request_drops_an_attempt_or_lets_it_tidy_up() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let run = run_id(1, 5);
+    for (number, name) in [(1, "wait"), (2, "tidy")] {
+        let token = token(run, number, 1);
+        session.send([
+            ServerKind::ActivityTask(activity_task(token.clone(), name, &[])),
+            cancel(token.clone(), CancelReason::Requested),
+        ]);
+        let WorkerKind::ActivityCancelled(cancelled) = session.next_news().await else { panic!() };
+        assert_eq!(cancelled.token.unwrap(), token);
+        assert_eq!(cancelled.failure.is_some(), name == "tidy");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_attempt_is_not_answered() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let run = run_id(1, 5);
+    session.send([
+        ServerKind::ActivityTask(activity_task(token(run, 1, 1), "wait", &[])),
+        cancel(token(run, 1, 1), CancelReason::Lost),
+        ServerKind::ActivityTask(activity_task(token(run, 2, 1), "greet", &["\"Ada\""])),
+    ]);
+    assert_eq!(completed(session.next_news().await).0, token(run, 2, 1));
+    session.cut();
+    let (_, in_flight, _) = fake.session().await.welcome().await;
+    assert!(in_flight.activities.is_empty());
+}
+
+#[tokio::test]
+async fn an_activity_that_cannot_run_fails_and_says_why() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let run = run_id(1, 5);
+    let mut ask = async |number, name, arguments: &[&str]| {
+        let task = activity_task(token(run, number, 1), name, arguments);
+        session.send([ServerKind::ActivityTask(task)]);
+        failed(session.next_news().await)
+    };
+    let unknown = ask(1, "gret", &[]).await;
+    assert_eq!(
+        unknown.message,
+        "worker tester has no activity `gret`; it has: explode, greet, tidy, wait"
+    );
+    assert!(!unknown.non_retryable);
+    let unreadable = ask(2, "greet", &["7"]).await;
+    assert!(unreadable.message.contains("cannot decode"), "{}", unreadable.message);
+    assert!(!unreadable.non_retryable);
+    assert!(ask(3, "greet", &["\"a\"", "\"b\""]).await.message.contains("2 arguments for 1"));
+    let panicked = ask(4, "explode", &[]).await;
+    assert_eq!((panicked.kind.as_str(), panicked.message.as_str()), ("Panic", "boom"));
+    assert!(!panicked.non_retryable);
+}
+
+#[tokio::test]
+async fn a_workflow_that_the_worker_does_not_have_fails_its_task_with_the_workers_own_list() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    session.send([ServerKind::WorkflowTask(first_task(run_id(1, 5), 1, "oder", &[]))]);
+    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+    assert_eq!(failed.cause(), Cause::UnknownType);
+    let message = failed.failure.unwrap().message;
+    assert_eq!(
+        message,
+        "worker tester has no workflow `oder`; it has: block, order, panics, steps"
+    );
+}
+
+#[tokio::test]
+async fn a_task_whose_base_is_not_here_asks_for_the_history() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let run = run_id(1, 5);
+    let task = v1::WorkflowTask {
+        follows: Some(task_id(1)),
+        events: Vec::new(),
+        ..first_task(run, 2, "order", &["\"lamp\""])
+    };
+    session.send([ServerKind::WorkflowTask(task)]);
+    let WorkerKind::NeedHistory(need) = session.next_news().await else { panic!() };
+    assert_eq!(need.task_id.unwrap(), task_id(2));
+}
+
+#[tokio::test]
+async fn a_drained_worker_takes_no_more_and_ends_when_all_is_acked() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (worker, mut session) = worker(&mut fake, &gate).await;
+    let running = token(run_id(1, 5), 1, 1);
+    session.send([ServerKind::ActivityTask(activity_task(running.clone(), "wait", &[]))]);
+    assert!(matches!(session.next().await, WorkerKind::Heartbeats(_)));
+
+    let ending = tokio::spawn(worker.shutdown());
+    assert!(matches!(session.next_news().await, WorkerKind::Draining(_)));
+    let WorkerKind::Credits(credits) = session.next_news().await else { panic!() };
+    assert_eq!((credits.workflow, credits.activity), (0, 0));
+    gate.0.notify_one();
+    completed(session.next_news().await);
+    assert!(!ending.is_finished());
+    session.send([ack_activity(running)]);
+    // Only heartbeats until the end of the stream.
+    while let Some(item) = session.try_next().await {
+        assert!(matches!(item, WorkerKind::Heartbeats(_)), "{item:?}");
+    }
+    drop(session);
+    tokio::time::timeout(Duration::from_secs(5), ending).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_without_work_ends_at_once() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (worker, session) = worker(&mut fake, &gate).await;
+    drop(session);
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_has_nothing_or_one_name_twice_does_not_start() {
+    let fake = Fake::start();
+    let nothing = Worker::builder(fake.client.clone(), "test").spawn().await.unwrap_err();
+    assert!(matches!(nothing, onward::WorkerError::Nothing));
+    let twice = Worker::builder(fake.client.clone(), "test")
+        .activities::<(greet,)>()
+        .activities::<(greet,)>()
+        .spawn()
+        .await
+        .unwrap_err();
+    assert_eq!(twice.to_string(), "two activities of this worker have the name `greet`");
+}
+
+fn done(item: WorkerKind) -> v1::TaskCompleted {
+    let WorkerKind::TaskCompleted(done) = item else { panic!("not completed: {item:?}") };
+    done
+}
+
+fn command(completed: &v1::TaskCompleted, index: usize) -> &v1::command::Kind {
+    completed.commands[index].kind.as_ref().unwrap()
+}
+
+/// What the server records of a completion, with event ids from `event_id` on.
+fn recorded(
+    completed: &v1::TaskCompleted,
+    event_id: u64,
+    facts_taken: u32,
+) -> Vec<v1::HistoryEvent> {
+    use v1::{command::Kind, history_event::Attributes};
+    let mut events = vec![Attributes::WorkflowTaskCompleted(v1::WorkflowTaskCompleted {
+        task_id: completed.task_id,
+        handed_out_at_us: 1_790_000_000_000_000,
+        facts_taken,
+        command_events: completed.commands.len() as u32,
+        more: completed.more,
+        sdk_flags: completed.sdk_flags.clone(),
+        ..Default::default()
+    })];
+    for command in &completed.commands {
+        events.push(match command.kind.clone().unwrap() {
+            Kind::ScheduleActivity(call) => Attributes::ActivityScheduled(v1::ActivityScheduled {
+                number: command.number,
+                activity_type: call.activity_type,
+                arguments: call.arguments,
+                arguments_hash: command.arguments_hash,
+                ..Default::default()
+            }),
+            other => panic!("not in these tests: {other:?}"),
+        });
+    }
+    (event_id..).zip(events).map(|(id, attributes)| fake::event(id, attributes)).collect()
+}
+
+/// What follows a recorded completion in the next task of the same run.
+fn next_task(
+    first: &v1::WorkflowTask,
+    follows: u64,
+    counter: u64,
+    mut recorded: Vec<v1::HistoryEvent>,
+    fact: Option<v1::history_event::Attributes>,
+) -> v1::WorkflowTask {
+    let next = recorded.last().map_or(2, |event| event.event_id + 1);
+    recorded.extend(fact.map(|fact| fake::event(next, fact)));
+    v1::WorkflowTask {
+        task_id: Some(task_id(counter)),
+        events: recorded,
+        follows: Some(task_id(follows)),
+        ..first.clone()
+    }
+}
+
+fn greeted(number: u32) -> v1::history_event::Attributes {
+    v1::history_event::Attributes::ActivityCompleted(v1::ActivityCompleted {
+        number,
+        result: Some(fake::json("\"hi\"")),
+        attempt: 1,
+        ..Default::default()
+    })
+}
+
+fn ack_task(counter: u64) -> ServerKind {
+    ServerKind::Ack(v1::Ack { tasks: vec![task_id(counter)], activities: Vec::new() })
+}
+
+#[tokio::test]
+async fn a_workflow_that_ends_in_its_first_task_is_one_completion() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let task = first_task(run_id(1, 5), 1, "order", &["\"lamp\""]);
+    session.send([ServerKind::WorkflowTask(task)]);
+    let completed = done(session.next_news().await);
+    let v1::command::Kind::CompleteWorkflow(close) = command(&completed, 0) else { panic!() };
+    assert_eq!(close.result.as_ref().unwrap().data, "\"lamp shipped\"");
+}
+
+#[tokio::test]
+async fn completions_are_sent_again_until_they_are_acked() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    for n in 1..=2 {
+        let task = first_task(run_id(n, 5), n, "order", &["\"lamp\""]);
+        session.send([ack_task(n - 1), ServerKind::WorkflowTask(task)]);
+        done(session.next_news().await);
+    }
+    session.cut();
+
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let again = done(session.next_news().await);
+    assert_eq!(again.task_id.unwrap(), task_id(2));
+    // A claim of its slot asks for it once more; one of another slot does not.
+    for slot in [6, 5] {
+        session.send([ServerKind::Claim(v1::Claim {
+            slot_from: slot,
+            slot_to: slot + 1,
+            incarnation: 8,
+        })]);
+        assert!(matches!(session.next_news().await, WorkerKind::InFlight(_)));
+    }
+    assert_eq!(done(session.next_news().await), again);
+}
+
+#[tokio::test]
+async fn a_cached_run_goes_on_through_a_local_activity_to_its_end() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let first = first_task(run_id(1, 5), 1, "steps", &[]);
+    session.send([ServerKind::WorkflowTask(first.clone())]);
+    let scheduled = done(session.next_news().await);
+    assert!(!scheduled.more);
+    assert!(matches!(command(&scheduled, 0), v1::command::Kind::ScheduleActivity(_)));
+
+    // The result makes the code ask for the local step: it starts after this task's commit.
+    let events = recorded(&scheduled, 2, 0);
+    session.send([ServerKind::WorkflowTask(next_task(&first, 1, 2, events, Some(greeted(1))))]);
+    let asked = done(session.next_news().await);
+    assert!(asked.more && asked.commands.is_empty());
+
+    let events = recorded(&asked, 5, 1);
+    session.send([ServerKind::WorkflowTask(next_task(&first, 2, 3, events, None))]);
+    let closed = done(session.next_news().await);
+    assert!(matches!(command(&closed, 0), v1::command::Kind::RecordMarker(_)));
+    let v1::command::Kind::CompleteWorkflow(close) = command(&closed, 1) else { panic!() };
+    assert_eq!(close.result.as_ref().unwrap().data, "\"hi Hello, local!\"");
+}
+
+/// A worker that has sent the first completion of a `steps` run.
+async fn with_cached_run(
+    fake: &mut Fake,
+) -> (WorkerHandle, Session, v1::WorkflowTask, v1::TaskCompleted) {
+    let (worker, mut session) = worker(fake, &Gate::default()).await;
+    let first = first_task(run_id(1, 5), 1, "steps", &[]);
+    session.send([ServerKind::WorkflowTask(first.clone())]);
+    let scheduled = done(session.next_news().await);
+    (worker, session, first, scheduled)
+}
+
+async fn expect_need_history(session: &mut Session, counter: u64) {
+    let item = session.next_news().await;
+    let WorkerKind::NeedHistory(need) = item else { panic!("{item:?}") };
+    assert_eq!(need.task_id.unwrap(), task_id(counter));
+}
+
+#[tokio::test]
+async fn stale_evict_and_a_claim_of_another_load_forget_the_cached_run() {
+    let run = run_id(1, 5);
+    for forget in [
+        ServerKind::Stale(v1::StaleTask { task_id: Some(task_id(1)), run_id: run.to_wire() }),
+        ServerKind::Evict(v1::EvictRun { run_id: run.to_wire() }),
+        ServerKind::Claim(v1::Claim { slot_from: 0, slot_to: 1024, incarnation: 8 }),
+    ] {
+        let mut fake = Fake::start();
+        let (_worker, mut session, first, scheduled) = with_cached_run(&mut fake).await;
+        let is_claim = matches!(forget, ServerKind::Claim(_));
+        session.send([forget]);
+        if is_claim {
+            assert!(matches!(session.next_news().await, WorkerKind::InFlight(_)));
+            assert_eq!(done(session.next_news().await), scheduled);
+        }
+        let events = recorded(&scheduled, 2, 0);
+        let next = next_task(&first, 1, 2, events, Some(greeted(1)));
+        session.send([ServerKind::WorkflowTask(next.clone())]);
+        expect_need_history(&mut session, 2).await;
+
+        // The same task again, with the whole history.
+        let events = first.events.iter().cloned().chain(next.events.clone()).collect();
+        session.send([ServerKind::WorkflowTask(v1::WorkflowTask {
+            events,
+            follows: None,
+            ..next
+        })]);
+        assert!(done(session.next_news().await).more);
+    }
+}
+
+#[tokio::test]
+async fn a_claim_of_the_same_load_and_a_stale_of_another_task_keep_the_cached_run() {
+    let mut fake = Fake::start();
+    let (_worker, mut session, first, scheduled) = with_cached_run(&mut fake).await;
+    session.send([
+        ServerKind::Claim(v1::Claim { slot_from: 0, slot_to: 1024, incarnation: 7 }),
+        ServerKind::Stale(v1::StaleTask {
+            task_id: Some(task_id(9)),
+            run_id: run_id(1, 5).to_wire(),
+        }),
+    ]);
+    assert!(matches!(session.next_news().await, WorkerKind::InFlight(_)));
+    assert_eq!(done(session.next_news().await), scheduled);
+    let events = recorded(&scheduled, 2, 0);
+    session.send([ServerKind::WorkflowTask(next_task(&first, 1, 2, events, Some(greeted(1))))]);
+    assert!(done(session.next_news().await).more);
+}
+
+#[tokio::test]
+async fn a_task_that_follows_another_completion_asks_for_the_history() {
+    let mut fake = Fake::start();
+    let (_worker, mut session, first, scheduled) = with_cached_run(&mut fake).await;
+    let events = recorded(&scheduled, 2, 0);
+    session.send([ServerKind::WorkflowTask(next_task(&first, 4, 5, events, Some(greeted(1))))]);
+    expect_need_history(&mut session, 5).await;
+}
+
+#[tokio::test]
+async fn a_full_cache_lets_the_longest_idle_run_go_and_says_so() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).cached_workflows(1).spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    session.send([ServerKind::WorkflowTask(first_task(run_id(1, 5), 1, "steps", &[]))]);
+    done(session.next_news().await);
+    session.send([ServerKind::WorkflowTask(first_task(run_id(2, 5), 2, "steps", &[]))]);
+    // The first run is idle and goes when the second comes; the second stays.
+    let WorkerKind::Evicted(evicted) = session.next_news().await else { panic!() };
+    assert_eq!(evicted.run_id, run_id(1, 5).to_wire());
+    done(session.next_news().await);
+}
+
+#[tokio::test]
+async fn the_rest_of_a_long_history_is_read_before_the_task_runs() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let mut task = first_task(run_id(1, 5), 1, "order", &["\"lamp\""]);
+    let events = std::mem::take(&mut task.events);
+    task.next_position = "here".into();
+    let page = |events, next: &str| {
+        Ok(v1::TaskHistoryResponse { events, next_position: next.to_owned().into() })
+    };
+    fake.script.lock().unwrap().history_pages.extend([
+        page(Vec::new(), "there"),
+        Err(tonic::Status::unavailable("once more")),
+        page(events, ""),
+    ]);
+    session.send([ServerKind::WorkflowTask(task)]);
+    done(session.next_news().await);
+    let script = fake.script.lock().unwrap();
+    let positions: Vec<_> = script.history_reads.iter().map(|read| &read.position[..]).collect();
+    assert_eq!(positions, [&b"here"[..], b"there", b"there"]);
+}
+
+#[tokio::test]
+async fn a_panic_fails_the_task_and_the_next_hand_out_begins_anew() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    for counter in 1..=2 {
+        session.send([ServerKind::WorkflowTask(first_task(run_id(1, 5), counter, "panics", &[]))]);
+        let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+        assert_eq!(failed.task_id.unwrap(), task_id(counter));
+        assert_eq!(failed.cause(), Cause::Panic);
+        assert!(failed.failure.unwrap().message.contains("not my day"));
+    }
+}
+
+#[tokio::test]
+async fn a_workflow_that_blocks_its_thread_costs_only_its_own_task() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflow_threads(1).spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    session.send([
+        ServerKind::WorkflowTask(first_task(run_id(1, 5), 1, "block", &[])),
+        ServerKind::WorkflowTask(first_task(run_id(2, 5), 2, "order", &["\"lamp\""])),
+    ]);
+    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+    assert_eq!((failed.task_id.unwrap(), failed.cause()), (task_id(1), Cause::Stuck));
+    expect_need_history(&mut session, 2).await;
+    // The same task again: it runs on the thread that took the other's place.
+    let task = first_task(run_id(2, 5), 2, "order", &["\"lamp\""]);
+    session.send([ServerKind::WorkflowTask(task)]);
+    done(session.next_news().await);
+}

@@ -1,0 +1,28 @@
+use onward::prelude::*;
+
+#[activity(timeout = "30 sec")]
+async fn unit(_: &ActivityCtx) -> onward::Result<()> {
+    Ok(())
+}
+
+#[activity(timeout = "30", deadline = "soon", heartbeat = "0s", queue_timeout = 5)]
+async fn several(_: &ActivityCtx) -> onward::Result<()> {
+    Ok(())
+}
+
+#[activity(retry(max_attempts = 0, backoff = 0.5, initial = "1.5s"))]
+async fn retries(_: &ActivityCtx) -> onward::Result<()> {
+    Ok(())
+}
+
+#[activity(retry = 5)]
+async fn short(_: &ActivityCtx) -> onward::Result<()> {
+    Ok(())
+}
+
+#[activity(name = "")]
+async fn nameless(_: &ActivityCtx) -> onward::Result<()> {
+    Ok(())
+}
+
+fn main() {}

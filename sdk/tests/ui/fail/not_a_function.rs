@@ -1,0 +1,12 @@
+use onward::prelude::*;
+
+#[activity]
+struct Charge;
+
+#[derive(Default)]
+struct Checkout;
+
+#[workflow]
+impl Checkout {}
+
+fn main() {}
