@@ -1,0 +1,122 @@
+//! The real `onward` server as a process.
+
+use std::path::{Path, PathBuf};
+
+use onward::Client;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+use crate::{
+    Process, free_port,
+    process::{panics_in, program, within},
+};
+
+/// Where a server keeps its runs.
+#[derive(Debug, Clone)]
+pub enum StoreUrl {
+    /// `onward dev` with this data directory.
+    Sqlite(PathBuf),
+    /// `onward server` with this url.
+    Postgres(String),
+}
+
+/// A server that keeps its port over restarts.
+#[derive(Debug)]
+pub struct Server {
+    store: StoreUrl,
+    port: u16,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Server {
+    /// Starts a server; its log goes to a file in `dir`.
+    pub async fn start(store: StoreUrl, dir: &Path) -> Self {
+        let port = free_port();
+        let log = dir.join(format!("server-{port}.log"));
+        let mut server = Self { store, port, log, process: None };
+        server.start_again().await;
+        server
+    }
+
+    fn args(&self) -> Vec<String> {
+        let mut args: Vec<String> = match &self.store {
+            StoreUrl::Sqlite(dir) => {
+                vec!["dev".into(), "--data-dir".into(), dir.display().to_string()]
+            }
+            StoreUrl::Postgres(url) => {
+                vec!["server".into(), "--unsafe-allow".into(), "--store".into(), url.clone()]
+            }
+        };
+        args.extend(["--http-listen".into(), "off".into()]);
+        args.extend(["--listen".into(), format!("127.0.0.1:{}", self.port)]);
+        args
+    }
+
+    /// Starts it again on its old data, and waits until it says what it serves.
+    pub async fn start_again(&mut self) {
+        let mut process = Process::start(&program("onward"), &self.args(), &self.log);
+        let mut lines = BufReader::new(process.stdout()).lines();
+        let served = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if line.trim_start().starts_with("grpc") {
+                    // Read on, so that the server never writes into a closed pipe.
+                    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+                    return true;
+                }
+            }
+            false
+        };
+        let served = within(60, "the server says what it serves", served).await;
+        assert!(served, "the server did not start:\n{}", self.log());
+        self.process = Some(process);
+    }
+
+    /// Ends it with SIGKILL.
+    pub async fn kill(&mut self) {
+        let mut process = self.process.take().expect("the server runs");
+        assert!(process.is_running(), "the server has ended by itself:\n{}", self.log());
+        process.kill().await;
+    }
+
+    /// Ends it with SIGTERM, in order.
+    pub async fn stop(&mut self) {
+        let mut process = self.process.take().expect("the server runs");
+        let status = process.terminate().await;
+        assert!(status.success(), "{status}:\n{}", self.log());
+    }
+
+    /// The running process.
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("the server runs")
+    }
+
+    /// Where it serves.
+    pub fn address(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A client that asks again for longer than any fault of a test lasts.
+    pub fn client(&self) -> Client {
+        client_of(&self.address())
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A server never panics, whatever happens around it.
+    pub fn assert_no_panics(&self) {
+        assert_eq!(panics_in(&self.log), [""; 0], "in {}", self.log.display());
+    }
+}
+
+/// A client that asks again for longer than any fault of a test lasts.
+pub fn client_of(address: &str) -> Client {
+    Client::builder().address(address).retry_for(std::time::Duration::from_mins(3)).build().unwrap()
+}
