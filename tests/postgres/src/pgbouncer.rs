@@ -160,11 +160,18 @@ impl Pgbouncer {
         write().map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
 
-    /// One that was killed leaves its socket, which takes no connection.
+    /// It listens before it writes its process id, which the watcher needs. One that was killed
+    /// leaves both files behind: a socket that takes no connection, and another process's id.
     fn await_ready(&self, child: &mut Child) -> Result<(), String> {
         let socket = self.home.join(format!(".s.PGSQL.{PORT}"));
+        let pid_file = self.home.join("pid");
+        let own_id = child.id().to_string();
+        let is_ready = || {
+            let id = fs::read_to_string(&pid_file).unwrap_or_default();
+            id.trim_end() == own_id && UnixStream::connect(&socket).is_ok()
+        };
         let deadline = Instant::now() + START_LIMIT;
-        while UnixStream::connect(&socket).is_err() {
+        while !is_ready() {
             let ended = child.try_wait().map_err(|error| error.to_string())?.is_some();
             if ended || Instant::now() > deadline {
                 return Err(format!("pgbouncer does not start:\n{}", self.log()));
