@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use onward_proto::{DEFAULT_NAMESPACE, RunId, Slot, Timestamp, v1::WorkflowStatus};
 use onward_server::store::{
-    self, Batch, CommitId, Committed, HistorySize, JournalInsert, NewRun, NodeId, OpenOptions,
+    self, Batch, CommitId, Committed, HistorySize, JournalInsert, NodeId, OpenOptions, RunRow,
     Take, Taken, WakeAt,
 };
 use sqlx::{
@@ -128,12 +128,12 @@ async fn batches(url: &str, time: Duration) -> Result<f64> {
 }
 
 /// A run that started and completed at once.
-fn new_run(number: u64) -> NewRun {
+fn new_run(number: u64) -> RunRow {
     let now = jiff::Timestamp::now();
     let at = Timestamp::from_micros(now.as_microsecond());
     let slot = Slot::new((number % 1_024) as u16);
     let run_id = RunId::new(now.as_millisecond() as u64, Uuid::new_v4().as_u128() as u64, slot);
-    NewRun {
+    RunRow {
         run_id,
         namespace_id: DEFAULT_NAMESPACE,
         workflow_id: run_id.to_string(),

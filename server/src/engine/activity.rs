@@ -26,7 +26,8 @@ use onward_proto::{
 use prost::Message as _;
 
 use super::{
-    Decision, Effect, Incarnation, LeaseChange, Limits, Rejection, Run, SessionId, Token, Worker,
+    Decision, Effect, Incarnation, LeaseChange, Limits, Rejection, Run, SessionId, Token, Work,
+    Worker,
     limits::{check_payloads, cut_failure, record},
 };
 
@@ -329,7 +330,7 @@ impl Activity {
     }
 
     /// Where it stands after a load.
-    fn after_load(&self, now: Timestamp, limits: &Limits) -> Attempt {
+    fn after_load(&self, now: Timestamp, work: Work, limits: &Limits) -> Attempt {
         let claimable_until = now.plus_micros(limits.reconnect_grace_us);
         let unknown = Attempt::Unknown { since: now, claimable_until };
         if self.cancel_requested {
@@ -339,7 +340,7 @@ impl Activity {
         let never_out = self.written_token().is_none() && self.is_last(self.attempts() + 1);
         let next = self.row.as_ref().map_or(0, |row| row.next_attempt_at_us);
         let next = Timestamp::from_micros(next);
-        if self.written_token().is_none() && next > now {
+        if work == Work::NoneInFlight || self.written_token().is_none() && next > now {
             Attempt::BackingOff { until: next }
         } else if never_out {
             Attempt::Ready { since: now, may_be_out: false }
@@ -394,9 +395,9 @@ impl Run {
     }
 
     /// After a load: what may be out becomes claimable.
-    pub(super) fn load_attempts(&mut self, now: Timestamp, limits: &Limits) {
+    pub(super) fn load_attempts(&mut self, now: Timestamp, work: Work, limits: &Limits) {
         for activity in &mut self.activities {
-            activity.attempt = activity.after_load(now, limits);
+            activity.attempt = activity.after_load(now, work, limits);
         }
     }
 

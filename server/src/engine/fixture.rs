@@ -199,7 +199,12 @@ impl Story {
         let pending: Vec<_> = self.pending.clone().into_iter().collect();
         let identity = self.run.identity();
         let requests = self.inherited.clone();
-        Run::load(self.now, identity, &self.journal, &pending, requests, &self.limits).unwrap()
+        let work = match self.run.wake() {
+            Wake::Hot(_) => Work::MayBeInFlight,
+            Wake::Cold(_) | Wake::Never => Work::NoneInFlight,
+        };
+        Run::load(self.now, identity, &self.journal, &pending, requests, work, &self.limits)
+            .unwrap()
     }
 
     fn fold(&self) -> HistoryFold {

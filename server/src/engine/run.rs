@@ -20,6 +20,15 @@ use super::{
 };
 use crate::store::HistorySize;
 
+/// What the store's row says about a run that is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// It was hot: attempts may be out.
+    MayBeInFlight,
+    /// It slept: no attempt has gone out since its last one ended.
+    NoneInFlight,
+}
+
 /// What names a run and never changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunIdentity {
@@ -97,8 +106,8 @@ impl Run {
 
     /// Rebuilds a run from what the store has.
     ///
-    /// Which attempts run is not known then: what may be out can be claimed for the reconnect
-    /// grace, counted from `now`.
+    /// Which attempts run is not known then, unless it is known that none does: what may be out can
+    /// be claimed for the reconnect grace, counted from `now`.
     ///
     /// # Errors
     /// When the journal cannot be understood: the run is to be parked.
@@ -108,6 +117,7 @@ impl Run {
         journal: &[JournalRow],
         pending: &[(u32, PendingActivity)],
         requests: Requests,
+        work: Work,
         limits: &Limits,
     ) -> Result<Self, Unreadable> {
         let mut run = Self::new(identity.clone(), requests);
@@ -127,7 +137,7 @@ impl Run {
             })?;
             activity.row = Some(Box::new(row.clone()));
         }
-        run.load_attempts(now, limits);
+        run.load_attempts(now, work, limits);
         run.requests.prune(now, limits);
         Ok(run)
     }

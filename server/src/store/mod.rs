@@ -115,7 +115,7 @@ pub struct Batch {
     /// Renew the lease to `database now + this` in the same write, when set.
     pub renew_lease_us: Option<i64>,
     /// Runs to insert.
-    pub new_runs: Vec<NewRun>,
+    pub new_runs: Vec<RunRow>,
     /// Runs to change. A run that closes here and a run of the same workflow id that starts here
     /// may stand in one batch: updates are applied before inserts.
     pub run_updates: Vec<RunUpdate>,
@@ -138,35 +138,6 @@ impl Batch {
         }
         Ok(())
     }
-}
-
-/// A row of `run` to insert.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewRun {
-    /// The run.
-    pub run_id: RunId,
-    /// Its namespace.
-    pub namespace_id: NamespaceId,
-    /// The caller's key.
-    pub workflow_id: String,
-    /// The registered name of the workflow function.
-    pub workflow_type: String,
-    /// Where its workflow tasks go.
-    pub task_queue: String,
-    /// Its status at the end of the batch.
-    pub status: WorkflowStatus,
-    /// When it started.
-    pub started_at: Timestamp,
-    /// When it closed, if it closed in the same batch.
-    pub closed_at: Option<Timestamp>,
-    /// When it must be in memory.
-    pub wake_at: WakeAt,
-    /// Length and size of its history.
-    pub history: HistorySize,
-    /// The encoded memo map (`WorkflowExecutionStarted` with only `memo` set); empty without one.
-    pub memo: Bytes,
-    /// The encoded `RequestLog`.
-    pub requests: Bytes,
 }
 
 /// A change of a row of `run`.
@@ -384,7 +355,7 @@ pub struct NewestRun {
     pub requests: Bytes,
 }
 
-/// All that is stored about a run's identity.
+/// A row of `run`: what a batch inserts, and what is read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunRow {
     /// The run.
@@ -407,10 +378,21 @@ pub struct RunRow {
     pub wake_at: WakeAt,
     /// Length and size of its history.
     pub history: HistorySize,
-    /// The encoded memo; see [`NewRun::memo`].
+    /// The encoded memo map (`WorkflowExecutionStarted` with only `memo` set); empty without one.
     pub memo: Bytes,
     /// The encoded `RequestLog`.
     pub requests: Bytes,
+}
+
+/// What became of a load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Loaded {
+    /// The run.
+    Run(Box<LoadedRun>),
+    /// There is no such run.
+    Missing,
+    /// Its rows cannot be what was written, and why.
+    Corrupt(String),
 }
 
 /// A run as the store knows it.
@@ -494,8 +476,11 @@ pub trait Store: Send + Sync + 'static {
         ids: Vec<(NamespaceId, String)>,
     ) -> BoxFuture<'_, Result<Vec<Option<NewestRun>>>>;
 
-    /// Reads one run whole: row, journal and pending, in one snapshot.
-    fn load_run(&self, run_id: RunId) -> BoxFuture<'_, Result<Option<LoadedRun>>>;
+    /// Reads runs whole, each in one snapshot: row, journal and pending. Answers for the ids in
+    /// front: for the first one at least, then until `most_bytes` of journal are reached or one
+    /// statement is full.
+    fn load_runs(&self, run_ids: Vec<RunId>, most_bytes: u32)
+    -> BoxFuture<'_, Result<Vec<Loaded>>>;
 
     /// Reads the row of one run.
     fn read_run(&self, run_id: RunId) -> BoxFuture<'_, Result<Option<RunRow>>>;

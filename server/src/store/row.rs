@@ -1,13 +1,15 @@
 //! Rows as both SQL stores read them.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use onward_proto::{NamespaceId, RunId, Timestamp, v1::WorkflowStatus};
 use sqlx::{ColumnIndex, Decode, Row, Type};
 use uuid::Uuid;
 
 use super::{
-    DueRun, Error, HistorySize, ListRuns, LoadedRun, NodeId, Result, RunRow, ShardId, ShardRow,
-    WakeAt,
+    DueRun, Error, HistorySize, ListRuns, Loaded, LoadedRun, NodeId, Result, RunRow, ShardId,
+    ShardRow, WakeAt,
 };
 
 /// A row of a database whose columns hold what ours hold.
@@ -103,8 +105,24 @@ pub(super) fn run_row<'r, R: StoredRow<'r>>(row: &'r R, first: usize) -> Result<
     })
 }
 
-/// Puts the rows of `load_run.sql` together.
-pub(super) fn loaded_run<R>(rows: &[R]) -> Result<Option<LoadedRun>>
+/// Puts the rows of `load_runs.sql` together: one answer for each run that was read.
+pub(super) fn loaded_runs<R>(rows: &[R]) -> Result<Vec<Loaded>>
+where
+    R: for<'r> StoredRow<'r>,
+{
+    let mut runs = BTreeMap::<i64, Vec<&R>>::new();
+    for row in rows {
+        runs.entry(row.int(0)?).or_default().push(row);
+    }
+    let loaded = runs.into_values().map(|rows| match loaded_run(&rows) {
+        Ok(Some(run)) => Loaded::Run(Box::new(run)),
+        Ok(None) => Loaded::Missing,
+        Err(error) => Loaded::Corrupt(error.to_string()),
+    });
+    Ok(loaded.collect())
+}
+
+fn loaded_run<R>(rows: &[&R]) -> Result<Option<LoadedRun>>
 where
     R: for<'r> StoredRow<'r>,
 {
@@ -112,20 +130,31 @@ where
     let mut journal = Vec::new();
     let mut pending = Vec::new();
     for row in rows {
-        match row.small(0)? {
-            0 => run = Some(run_row(row, 3)?),
-            1 => journal.push((row.int(1)? as u32, row.bytes(2)?)),
-            _ => pending.push((row.int(1)? as u32, row.bytes(2)?)),
+        match row.small(1)? {
+            0 if row.maybe_uuid(4)?.is_none() => return Ok(None),
+            0 => run = Some(run_row(*row, 4)?),
+            1 => journal.push((row.int(2)? as u32, row.bytes(3)?)),
+            _ => pending.push((row.int(2)? as u32, row.bytes(3)?)),
         }
     }
     let Some(row) = run else { return Ok(None) };
     journal.sort_unstable_by_key(|(seq, _)| *seq);
-    if journal.iter().zip(0..).any(|((seq, _), place)| *seq != place) {
-        return Err(Error::Corrupt(format!("journal of run {} has a gap", row.run_id)));
-    }
     pending.sort_unstable_by_key(|(number, _)| *number);
-    let journal = journal.into_iter().map(|(_, records)| records).collect();
+    let journal = whole_journal(row.run_id, journal)?;
     Ok(Some(LoadedRun { row, journal, pending }))
+}
+
+/// The rows of a journal that begins at 0 and has no gap.
+pub(super) fn whole_journal(
+    run_id: RunId,
+    rows: impl IntoIterator<Item = (u32, Bytes)>,
+) -> Result<Vec<Bytes>> {
+    let in_order = rows.into_iter().zip(0..).map(|((seq, records), place)| {
+        (seq == place)
+            .then_some(records)
+            .ok_or_else(|| Error::Corrupt(format!("journal of run {run_id} has a gap")))
+    });
+    in_order.collect()
 }
 
 /// How many rows a page of a journal holds at most.

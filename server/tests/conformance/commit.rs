@@ -16,8 +16,8 @@ on_every_store! {
             batch.journal.push(journal(run.run_id, 0, "first"));
             batch.pending.push(pending(run.run_id, 3, Some(b"attempts")));
         }).await;
-        let loaded = world.store.load_run(run.run_id).await.unwrap().unwrap();
-        assert_eq!(loaded.row, row_of(&run));
+        let loaded = world.load(run.run_id).await;
+        assert_eq!(loaded.row, run.clone());
         assert_eq!(loaded.journal, [Bytes::from_static(b"first")]);
         assert_eq!(loaded.pending, [(3, Bytes::from_static(b"attempts"))]);
     }
@@ -91,8 +91,8 @@ on_every_store! {
         batch.pending.push(pending(kept.run_id, 1, Some(b"x")));
         let before = world.shard().await;
         assert_eq!(world.commit(batch).await.unwrap(), Committed::Fenced);
-        let loaded = world.store.load_run(kept.run_id).await.unwrap().unwrap();
-        assert_eq!(loaded, LoadedRun { row: row_of(&kept), journal: vec![], pending: vec![] });
+        let loaded = world.load(kept.run_id).await;
+        assert_eq!(loaded, LoadedRun { row: kept.clone(), journal: vec![], pending: vec![] });
         assert_eq!(world.row(lost.run_id).await, None);
         assert_eq!(world.shard().await, before);
     }
@@ -110,7 +110,7 @@ on_every_store! {
             batch.journal.push(journal(run.run_id, 0, "again"));
         }).await;
         assert_eq!(world.row(other.run_id).await, None);
-        assert_eq!(world.row(run.run_id).await, Some(row_of(&run)));
+        assert_eq!(world.row(run.run_id).await, Some(run.clone()));
         world.write(|batch| batch.journal.push(journal(run.run_id, 1, "y"))).await;
     }
 
@@ -127,7 +127,7 @@ on_every_store! {
     }
 
     async fn an_open_run_in_another_namespace_does_not_matter(world: World) {
-        let other = NewRun {
+        let other = RunRow {
             namespace_id: NamespaceId::from_uuid(Uuid::from_u128(5)),
             ..new_run(2, 7, "order-1")
         };
@@ -138,7 +138,7 @@ on_every_store! {
         let run = new_run(1, 7, "order-1");
         world.start(std::slice::from_ref(&run)).await;
         world.refused(|batch| {
-            batch.new_runs.push(NewRun { workflow_id: "order-2".into(), ..run.clone() });
+            batch.new_runs.push(RunRow { workflow_id: "order-2".into(), ..run.clone() });
         }).await;
     }
 
@@ -184,14 +184,14 @@ on_every_store! {
     }
 
     async fn a_run_that_starts_and_ends_in_one_batch_is_one_row(world: World) {
-        let run = NewRun {
+        let run = RunRow {
             status: WorkflowStatus::Completed,
             closed_at: Some(at(5)),
             wake_at: WakeAt::Never,
             ..new_run(1, 7, "order-1")
         };
         world.start(&[run.clone(), new_run(2, 7, "order-1")]).await;
-        assert_eq!(world.row(run.run_id).await, Some(row_of(&run)));
+        assert_eq!(world.row(run.run_id).await, Some(run.clone()));
         assert_eq!(world.newest("order-1").await.unwrap().run_id, run_id(2, 7));
     }
 
@@ -207,7 +207,7 @@ on_every_store! {
             wake_at: WakeAt::Never,
             history: HistorySize { events: 5, bytes: 500 },
             requests: Bytes::from_static(b"all"),
-            ..row_of(&run)
+            ..run.clone()
         };
         assert_eq!(world.row(run.run_id).await, Some(expected));
         let newest = world.newest("order-1").await.unwrap();
@@ -224,7 +224,7 @@ on_every_store! {
         let expected = RunRow {
             wake_at: WakeAt::At(at(77)),
             history: HistorySize { events: 5, bytes: 500 },
-            ..row_of(&run)
+            ..run.clone()
         };
         assert_eq!(world.row(run.run_id).await, Some(expected));
     }
@@ -263,7 +263,7 @@ on_every_store! {
                 pending(id, 0, Some(b"")),
             ];
         }).await;
-        let loaded = world.store.load_run(id).await.unwrap().unwrap();
+        let loaded = world.load(id).await;
         let numbers: Vec<_> = loaded.pending.iter().map(|(number, _)| *number).collect();
         assert_eq!(numbers, [0, 1, 2, 4, 5, 6, 7, 8]);
         assert_eq!(loaded.pending[0].1, Bytes::new());
@@ -277,12 +277,12 @@ on_every_store! {
             batch.pending = [&one, &two].map(|run| pending(run.run_id, 1, Some(b"x"))).to_vec();
         }).await;
         world.write(|batch| batch.pending.push(pending(one.run_id, 1, None))).await;
-        assert_eq!(world.store.load_run(one.run_id).await.unwrap().unwrap().pending, []);
-        assert_eq!(world.store.load_run(two.run_id).await.unwrap().unwrap().pending.len(), 1);
+        assert_eq!(world.load(one.run_id).await.pending, []);
+        assert_eq!(world.load(two.run_id).await.pending.len(), 1);
     }
 
     async fn empty_texts_and_bytes_are_not_null(world: World) {
-        let run = NewRun {
+        let run = RunRow {
             workflow_type: String::new(),
             task_queue: String::new(),
             requests: Bytes::new(),
@@ -292,8 +292,8 @@ on_every_store! {
             batch.new_runs.push(run.clone());
             batch.journal.push(journal(run.run_id, 0, ""));
         }).await;
-        let loaded = world.store.load_run(run.run_id).await.unwrap().unwrap();
-        assert_eq!((loaded.row, loaded.journal), (row_of(&run), vec![Bytes::new()]));
+        let loaded = world.load(run.run_id).await;
+        assert_eq!((loaded.row, loaded.journal), (run.clone(), vec![Bytes::new()]));
         assert_eq!(world.newest("").await.unwrap().run_id, run.run_id);
     }
 
@@ -302,9 +302,9 @@ on_every_store! {
             .into_iter()
             .enumerate()
         {
-            let run = NewRun { workflow_type: text.into(), ..new_run(n as u64, 7, text) };
+            let run = RunRow { workflow_type: text.into(), ..new_run(n as u64, 7, text) };
             world.start(std::slice::from_ref(&run)).await;
-            assert_eq!(world.row(run.run_id).await, Some(row_of(&run)));
+            assert_eq!(world.row(run.run_id).await, Some(run.clone()));
             assert_eq!(world.newest(text).await.unwrap().run_id, run.run_id);
         }
     }
@@ -321,12 +321,12 @@ on_every_store! {
 
     async fn bytes_of_all_values_survive(world: World) {
         let bytes: Vec<u8> = (0..=255).cycle().take(70_000).collect();
-        let run = NewRun { requests: bytes.clone().into(), ..new_run(1, 7, "order-1") };
+        let run = RunRow { requests: bytes.clone().into(), ..new_run(1, 7, "order-1") };
         world.write(|batch| {
             batch.new_runs.push(run.clone());
             batch.journal.push(journal(run.run_id, 0, bytes));
         }).await;
-        let loaded = world.store.load_run(run.run_id).await.unwrap().unwrap();
+        let loaded = world.load(run.run_id).await;
         assert_eq!(loaded.journal[0], run.requests);
         assert_eq!(loaded.row.requests, run.requests);
     }
@@ -338,7 +338,7 @@ on_every_store! {
             batch.new_runs.push(run.clone());
             batch.journal.push(journal(run.run_id, 0, records.clone()));
         }).await;
-        assert_eq!(world.store.load_run(run.run_id).await.unwrap().unwrap().journal, [records]);
+        assert_eq!(world.load(run.run_id).await.journal, [records]);
     }
 
     async fn a_batch_of_four_thousand_rows_fits(world: World) {
@@ -348,12 +348,12 @@ on_every_store! {
             batch.journal = runs.iter().map(|run| journal(run.run_id, 0, "x")).collect();
             batch.pending = runs.iter().map(|run| pending(run.run_id, 1, Some(b"x"))).collect();
         }).await;
-        let loaded = world.store.load_run(runs[1_999].run_id).await.unwrap().unwrap();
+        let loaded = world.load(runs[1_999].run_id).await;
         assert_eq!((loaded.journal.len(), loaded.pending.len()), (1, 1));
     }
 
     async fn numbers_at_their_edges_survive(world: World) {
-        let run = NewRun {
+        let run = RunRow {
             history: HistorySize { events: i64::MAX as u64, bytes: 0 },
             started_at: at(i64::MIN + 1),
             closed_at: Some(at(i64::MAX)),
@@ -362,7 +362,7 @@ on_every_store! {
             ..new_run(1, 1023, "order-1")
         };
         world.start(std::slice::from_ref(&run)).await;
-        assert_eq!(world.row(run.run_id).await, Some(row_of(&run)));
+        assert_eq!(world.row(run.run_id).await, Some(run.clone()));
     }
 
     async fn the_lease_is_renewed_inside_a_batch(world: World) {

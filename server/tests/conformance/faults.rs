@@ -106,8 +106,8 @@ async fn a_rewound_database_forgets_whole_batches() {
         .await;
     world.write(|batch| batch.pending.push(pending(kept.run_id, 1, None))).await;
     memory.rewind(2);
-    let loaded = world.store.load_run(kept.run_id).await.unwrap().unwrap();
-    assert_eq!(loaded, LoadedRun { row: row_of(&kept), journal: vec![], pending: vec![] });
+    let loaded = world.load(kept.run_id).await;
+    assert_eq!(loaded, LoadedRun { row: kept.clone(), journal: vec![], pending: vec![] });
     assert_eq!(world.row(lost.run_id).await, None);
     assert_eq!(world.store.hot_runs(0..1024, None, 9).await.unwrap(), [kept.run_id]);
     assert_eq!(world.verdict(world.renewal()).await, Some(Verdict::Rewound));

@@ -16,11 +16,11 @@ fn ids(rows: &[RunRow]) -> Vec<RunId> {
 }
 
 /// A cold run that wakes at `wake_at`.
-fn cold(n: u64, slot: u16, wake_at: i64) -> NewRun {
-    NewRun { wake_at: WakeAt::At(at(wake_at)), ..new_run(n, slot, &format!("cold-{n}")) }
+fn cold(n: u64, slot: u16, wake_at: i64) -> RunRow {
+    RunRow { wake_at: WakeAt::At(at(wake_at)), ..new_run(n, slot, &format!("cold-{n}")) }
 }
 
-fn due(run: &NewRun) -> DueRun {
+fn due(run: &RunRow) -> DueRun {
     let WakeAt::At(wake_at) = run.wake_at else { panic!("not cold") };
     DueRun { wake_at, run_id: run.run_id }
 }
@@ -29,7 +29,7 @@ on_every_store! {
     async fn what_is_not_there_is_none(world: World) {
         let id = run_id(1, 7);
         assert_eq!(world.row(id).await, None);
-        assert_eq!(world.store.load_run(id).await.unwrap(), None);
+        assert_eq!(world.store.load_runs(vec![id], 1).await.unwrap(), [Loaded::Missing]);
         assert_eq!(world.newest("order-1").await, None);
         let page = world.store.read_journal(id, 0, 1_000).await.unwrap();
         assert_eq!(page, JournalPage { rows: vec![], more: false });
@@ -66,7 +66,7 @@ on_every_store! {
     }
 
     async fn an_open_run_is_the_newest_even_if_its_id_sorts_lower(world: World) {
-        let closed = NewRun {
+        let closed = RunRow {
             status: WorkflowStatus::Completed,
             closed_at: Some(at(3)),
             ..new_run(9, 7, "order-1")
@@ -90,7 +90,7 @@ on_every_store! {
                 batch.journal.push(journal(run.run_id, seq, seq.to_string()));
             }).await;
         }
-        let loaded = world.store.load_run(run.run_id).await.unwrap().unwrap();
+        let loaded = world.load(run.run_id).await;
         let expected: Vec<_> = (0..12).map(|seq: u32| Bytes::from(seq.to_string())).collect();
         assert_eq!(loaded.journal, expected);
     }
@@ -99,8 +99,54 @@ on_every_store! {
         let run = new_run(1, 7, "order-1");
         world.start(std::slice::from_ref(&run)).await;
         world.write(|batch| batch.journal.push(journal(run.run_id, 1, "x"))).await;
-        let loaded = world.store.load_run(run.run_id).await;
-        assert!(matches!(loaded, Err(Error::Corrupt(_))), "{loaded:?}");
+        let whole = new_run(2, 7, "order-2");
+        world.start(std::slice::from_ref(&whole)).await;
+        let asked = vec![run.run_id, whole.run_id];
+        let loaded = world.store.load_runs(asked, 1_000).await.unwrap();
+        assert!(matches!(loaded[0], Loaded::Corrupt(_)), "{loaded:?}");
+        assert!(matches!(loaded[1], Loaded::Run(_)), "{loaded:?}");
+    }
+
+    async fn runs_load_in_the_order_asked(world: World) {
+        let runs: Vec<_> = (0..300).map(|n| new_run(n, 7, &format!("order-{n}"))).collect();
+        world.start(&runs).await;
+        world.write(|batch| {
+            for run in &runs {
+                batch.journal.push(journal(run.run_id, 0, run.workflow_id.clone()));
+                batch.pending.push(pending(run.run_id, 5, Some(b"waits")));
+            }
+        }).await;
+        let whole = |run: &RunRow| Loaded::Run(Box::new(LoadedRun {
+            row: run.clone(),
+            journal: vec![Bytes::from(run.workflow_id.clone())],
+            pending: vec![(5, Bytes::from_static(b"waits"))],
+        }));
+        let mut left: Vec<_> = runs.iter().rev().map(|run| (run.run_id, whole(run))).collect();
+        left.insert(100, (run_id(999, 7), Loaded::Missing));
+        while !left.is_empty() {
+            let asked = left.iter().map(|(run_id, _)| *run_id).collect();
+            let loaded = world.store.load_runs(asked, u32::MAX).await.unwrap();
+            assert!(!loaded.is_empty());
+            let expected: Vec<_> = left.drain(..loaded.len()).map(|(_, run)| run).collect();
+            assert_eq!(loaded, expected);
+        }
+    }
+
+    async fn a_load_ends_behind_the_run_that_fills_it(world: World) {
+        let runs: Vec<_> = (0..4).map(|n| new_run(n, 7, &format!("order-{n}"))).collect();
+        world.start(&runs).await;
+        world.write(|batch| {
+            for run in &runs {
+                batch.journal.push(journal(run.run_id, 0, vec![7; 60]));
+                batch.journal.push(journal(run.run_id, 1, vec![7; 40]));
+            }
+        }).await;
+        for (most_bytes, count) in [(0, 1), (100, 1), (101, 2), (200, 2), (301, 4), (1_000, 4)] {
+            let asked = runs.iter().map(|run| run.run_id).collect();
+            let loaded = world.store.load_runs(asked, most_bytes).await.unwrap();
+            assert_eq!(loaded.len(), count, "{most_bytes}");
+        }
+        assert_eq!(world.store.load_runs(vec![], 1_000).await.unwrap(), []);
     }
 
     async fn journal_pages_hold_what_fits(world: World) {
@@ -168,7 +214,7 @@ on_every_store! {
     }
 
     async fn cold_runs_are_not_hot(world: World) {
-        let never = NewRun { wake_at: WakeAt::Never, ..new_run(3, 7, "never") };
+        let never = RunRow { wake_at: WakeAt::Never, ..new_run(3, 7, "never") };
         let earliest = cold(2, 7, i64::MIN + 1);
         world.start(&[new_run(1, 7, "hot"), earliest, never]).await;
         let hot = world.store.hot_runs(0..1024, None, 10).await.unwrap();
@@ -272,7 +318,7 @@ on_every_store! {
             seen.extend(page);
         }
         runs.sort_by_key(|run| std::cmp::Reverse((run.started_at, run.run_id)));
-        assert_eq!(seen, runs.iter().map(row_of).collect::<Vec<_>>());
+        assert_eq!(seen, runs);
     }
 
     async fn lists_know_their_status(world: World) {
@@ -303,7 +349,7 @@ on_every_store! {
 
     async fn lists_show_their_namespace_only(world: World) {
         let namespace_id = NamespaceId::from_uuid(Uuid::from_u128(5));
-        world.start(&[new_run(1, 7, "a"), NewRun { namespace_id, ..new_run(2, 7, "b") }]).await;
+        world.start(&[new_run(1, 7, "a"), RunRow { namespace_id, ..new_run(2, 7, "b") }]).await;
         let found = world.store.list_runs(list(None, 10)).await.unwrap();
         assert_eq!(ids(&found), [run_id(1, 7)]);
         let found = ListRuns { namespace_id, ..list(None, 10) };

@@ -44,8 +44,8 @@ pub(crate) fn at(micros: i64) -> Timestamp {
 }
 
 /// An open, hot run of workflow id `workflow_id`, started at `n`.
-pub(crate) fn new_run(n: u64, slot: u16, workflow_id: &str) -> NewRun {
-    NewRun {
+pub(crate) fn new_run(n: u64, slot: u16, workflow_id: &str) -> RunRow {
+    RunRow {
         run_id: run_id(n, slot),
         namespace_id: DEFAULT_NAMESPACE,
         workflow_id: workflow_id.into(),
@@ -58,25 +58,6 @@ pub(crate) fn new_run(n: u64, slot: u16, workflow_id: &str) -> NewRun {
         history: HistorySize { events: 2, bytes: 200 },
         memo: Bytes::new(),
         requests: Bytes::from_static(b"start"),
-    }
-}
-
-/// The row that `run` becomes.
-pub(crate) fn row_of(run: &NewRun) -> RunRow {
-    let run = run.clone();
-    RunRow {
-        run_id: run.run_id,
-        namespace_id: run.namespace_id,
-        workflow_id: run.workflow_id,
-        workflow_type: run.workflow_type,
-        task_queue: run.task_queue,
-        status: run.status,
-        started_at: run.started_at,
-        closed_at: run.closed_at,
-        wake_at: run.wake_at,
-        history: run.history,
-        memo: run.memo,
-        requests: run.requests,
     }
 }
 
@@ -278,12 +259,19 @@ impl World {
         assert!(matches!(outcome, Err(Error::Refused(_))), "{outcome:?}");
     }
 
-    pub(crate) async fn start(&mut self, runs: &[NewRun]) {
+    pub(crate) async fn start(&mut self, runs: &[RunRow]) {
         self.write(|batch| batch.new_runs.extend_from_slice(runs)).await;
     }
 
     pub(crate) async fn row(&self, run_id: RunId) -> Option<RunRow> {
         self.store.read_run(run_id).await.unwrap()
+    }
+
+    pub(crate) async fn load(&self, run_id: RunId) -> LoadedRun {
+        match self.store.load_runs(vec![run_id], 0).await.unwrap().remove(0) {
+            Loaded::Run(run) => *run,
+            other => panic!("{other:?}"),
+        }
     }
 
     pub(crate) async fn newest(&self, workflow_id: &str) -> Option<NewestRun> {

@@ -16,8 +16,8 @@ use super::{
     Beside, Lane, LaneEnd, Owned,
 };
 use crate::store::{
-    Batch, Close, CommitId, Committed, Error as StoreError, JournalInsert, NewRun, PendingWrite,
-    Resolve, Resolved, RunUpdate,
+    Batch, Close, CommitId, Committed, Error as StoreError, JournalInsert, PendingWrite, Resolve,
+    Resolved, RunRow, RunUpdate,
 };
 
 /// Waits between two tries to write while the database is away.
@@ -106,7 +106,7 @@ impl Lane {
             }
         } else {
             let identity = entry.run.identity();
-            batch.new_runs.push(NewRun {
+            batch.new_runs.push(RunRow {
                 run_id,
                 namespace_id: identity.namespace_id,
                 workflow_id: identity.workflow_id.clone(),

@@ -3,7 +3,7 @@
 //! All reads go beside the lane. What names a run that is being read waits behind the read; other
 //! runs go on.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onward_proto::{
@@ -21,15 +21,21 @@ use super::{
     runs::Entry,
 };
 use crate::{
-    engine::{Requests, Run, RunIdentity},
-    store::{DueRun, LoadedRun, NewestRun},
+    engine::{Requests, Run, RunIdentity, Work},
+    store::{DueRun, Loaded, LoadedRun, NewestRun, WakeAt},
 };
 use onward_proto::v1::WorkflowStatus;
 
 /// Waits between two tries to read while the database is away.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
-/// Loads of one lane that are under way at once.
-const LOADS: usize = 16;
+/// Statements of one lane's loads that are under way at once.
+const LOADS: usize = 2;
+/// Runs that one of them asks for at most.
+const RUNS_PER_LOAD: usize = 256;
+/// Bytes of journal behind which one of them reads no further run.
+const BYTES_PER_LOAD: u32 = 4 << 20;
+/// A run that sleeps outside memory comes back so long before its deadline.
+const PRELOAD: Duration = Duration::from_millis(250);
 /// Hot runs listed at once while a lane recovers.
 const HOT_PAGE: u32 = 1_000;
 /// Due runs of one slot that are read at once.
@@ -120,34 +126,60 @@ impl Lane {
             return;
         }
         self.loading.insert(run_id, vec![letter]);
-        self.load_next.push_back(run_id);
-        self.start_loads();
+        // Somebody waits, so it goes before the runs that are only due.
+        self.load_next.push_front(run_id);
     }
 
-    /// Brings a run back because its deadline has come.
+    /// Brings a run back because its deadline comes, or because it has work in flight.
     pub(super) fn load_due(&mut self, run_id: RunId) {
         if !self.loading.contains_key(&run_id) && !self.parked.contains_key(&run_id) {
             self.loading.insert(run_id, Vec::new());
             self.load_next.push_back(run_id);
-            self.start_loads();
         }
     }
 
-    fn start_loads(&mut self) {
-        while self.loads_under_way < LOADS
-            && let Some(run_id) = self.load_next.pop_front()
+    /// Brings runs back whose deadlines are near: a deadline does not wait for a read, and runs
+    /// that are due together are read together.
+    pub(super) fn preload(&mut self) {
+        let until = self.due_now() + PRELOAD;
+        while let Some((at, run_id)) = self.next_preload()
+            && at <= until
         {
+            self.preloaded = Some((at, run_id));
+            if !self.runs.contains_key(&run_id) {
+                self.load_due(run_id);
+            }
+        }
+    }
+
+    /// How long until a run may have to come back before its deadline.
+    pub(super) fn until_preload(&self, boot: Duration) -> Option<Duration> {
+        let (at, _) = self.next_preload()?;
+        Some(at.since(self.node.clock().earliest(boot)).saturating_sub(PRELOAD))
+    }
+
+    fn next_preload(&self) -> Option<(Timestamp, RunId)> {
+        let after = self.preloaded.map_or(Bound::Unbounded, Bound::Excluded);
+        self.deadlines.range((after, Bound::Unbounded)).next().copied()
+    }
+
+    /// Reads the runs that wait to be loaded, many with one statement.
+    pub(super) fn start_loads(&mut self) {
+        while self.loads_under_way < LOADS && !self.load_next.is_empty() {
             self.loads_under_way += 1;
+            let count = self.load_next.len().min(RUNS_PER_LOAD);
+            let run_ids: Vec<RunId> = self.load_next.drain(..count).collect();
             let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
             self.node.env.spawn(async move {
                 loop {
-                    match node.store.load_run(run_id).await {
+                    match node.store.load_runs(run_ids.clone(), BYTES_PER_LOAD).await {
                         Ok(loaded) => {
-                            drop(beside.send(Beside::Loaded(run_id, Box::new(loaded))).await);
+                            drop(beside.send(Beside::Loaded(run_ids, loaded)).await);
                             return;
                         }
                         Err(error) => {
-                            tracing::warn!(%run_id, %error, "cannot load a run yet");
+                            let runs = run_ids.len();
+                            tracing::warn!(runs, %error, "cannot load runs yet");
                             node.env.sleep(RETRY).await;
                         }
                     }
@@ -159,21 +191,33 @@ impl Lane {
         }
     }
 
-    pub(super) fn on_loaded(&mut self, run_id: RunId, loaded: Option<LoadedRun>) {
+    pub(super) fn on_loaded(&mut self, run_ids: Vec<RunId>, loaded: Vec<Loaded>) {
         self.loads_under_way -= 1;
-        self.start_loads();
+        for run_id in run_ids[loaded.len()..].iter().rev() {
+            self.load_next.push_front(*run_id);
+        }
+        for (run_id, loaded) in run_ids.into_iter().zip(loaded) {
+            self.on_loaded_run(run_id, loaded);
+        }
+    }
+
+    fn on_loaded_run(&mut self, run_id: RunId, loaded: Loaded) {
         let waiting = self.loading.remove(&run_id).unwrap_or_default();
         self.waiting -= waiting.len();
-        let Some(loaded) = loaded else {
-            for letter in waiting {
-                self.refuse_unknown(run_id, letter);
+        if !self.runs.contains_key(&run_id) {
+            let rebuilt = match loaded {
+                Loaded::Run(run) => self.rebuild(*run),
+                Loaded::Corrupt(reason) => Err(reason),
+                Loaded::Missing => {
+                    for letter in waiting {
+                        self.refuse_unknown(run_id, letter);
+                    }
+                    return;
+                }
+            };
+            if let Err(reason) = rebuilt {
+                self.park(run_id, &reason);
             }
-            return;
-        };
-        if !self.runs.contains_key(&run_id)
-            && let Err(reason) = self.rebuild(loaded)
-        {
-            self.park(run_id, &reason);
         }
         for letter in waiting {
             match letter {
@@ -210,10 +254,15 @@ impl Lane {
         let pending = read_pending(&loaded.pending)?;
         let requests = Requests::decode(&row.requests)
             .map_err(|error| format!("its requests cannot be read: {error}"))?;
-        let run = Run::load(now, &identity, &journal, &pending, requests, &self.node.limits)
+        let work = match row.wake_at {
+            WakeAt::Hot => Work::MayBeInFlight,
+            // An attempt goes out only after the row is hot.
+            WakeAt::At(_) | WakeAt::Never => Work::NoneInFlight,
+        };
+        let run = Run::load(now, &identity, &journal, &pending, requests, work, &self.node.limits)
             .map_err(|error| error.to_string())?;
         let ready: Vec<u32> = run.ready_activities(now).collect();
-        self.insert(Entry::loaded(run, journal.len() as u32, row.wake_at));
+        self.insert(Entry::loaded(run, loaded.journal, row.wake_at));
         self.settle(run_id);
         self.offer_task(run_id);
         for number in ready {

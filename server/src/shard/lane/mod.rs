@@ -44,7 +44,7 @@ use super::{
 use crate::{
     dispatch::Match,
     engine::{Decision, Effect, Incarnation, SessionId, TaskId, Token},
-    store::{CommitId, Error as StoreError, NewestRun, Resolved, ShardId},
+    store::{CommitId, Error as StoreError, Loaded, NewestRun, Resolved, ShardId},
 };
 
 /// What a load of a lane starts from.
@@ -83,8 +83,8 @@ pub(super) enum Beside {
     Resolved(Resolved, Duration, CommitId),
     /// The newest runs of some workflow ids.
     Looked(Vec<(IdKey, Option<NewestRun>)>),
-    /// A run as the store has it.
-    Loaded(RunId, Box<Option<crate::store::LoadedRun>>),
+    /// Runs as the store has them: of the first ones, as far as the answers go.
+    Loaded(Vec<RunId>, Vec<Loaded>),
     /// The durable rows of a run's journal, for a task that needs its whole history.
     Journal(tasks::JournalRead),
     /// Hot runs to read back.
@@ -144,6 +144,8 @@ pub(crate) struct Lane {
     loads_under_way: usize,
 
     deadlines: BTreeSet<(Timestamp, RunId)>,
+    /// The deadlines up to this one have been looked at for runs to bring back.
+    preloaded: Option<(Timestamp, RunId)>,
     /// When open tasks have to let waiting facts in.
     yields: BTreeSet<(Timestamp, RunId)>,
     horizon: Timestamp,
@@ -198,6 +200,7 @@ impl Lane {
             load_next: VecDeque::new(),
             loads_under_way: 0,
             deadlines: BTreeSet::new(),
+            preloaded: None,
             yields: BTreeSet::new(),
             horizon: Timestamp::MIN,
             next_read_ahead: Duration::ZERO,
@@ -261,9 +264,11 @@ impl Lane {
     fn turn(&mut self) -> Option<LaneEnd> {
         if !self.draining {
             self.read_ahead();
+            self.preload();
             self.fire_deadlines();
             self.send_yields();
         }
+        self.start_loads();
         self.take_matches();
         self.start_commit();
         self.shrink_cache();
@@ -282,7 +287,7 @@ impl Lane {
         }
         let read_ahead =
             (!self.read_ahead_under_way).then(|| self.next_read_ahead.saturating_sub(boot));
-        [commit, self.until_deadline(boot), read_ahead]
+        [commit, self.until_deadline(boot), self.until_preload(boot), read_ahead]
             .into_iter()
             .flatten()
             .min()
@@ -321,7 +326,7 @@ impl Lane {
             Beside::Committed(result, sent) => return self.on_committed(result, sent),
             Beside::Resolved(resolved, sent, id) => return self.on_resolved(resolved, sent, id),
             Beside::Looked(found) => self.on_looked(found),
-            Beside::Loaded(run_id, loaded) => self.on_loaded(run_id, *loaded),
+            Beside::Loaded(run_ids, loaded) => self.on_loaded(run_ids, loaded),
             Beside::Journal(read) => return self.on_journal(read),
             Beside::Hot(run_ids, last) => self.on_hot(run_ids, last),
             Beside::Due(due) => self.on_due(due),
@@ -346,10 +351,11 @@ impl Lane {
         let entry = self.runs.get_mut(&run_id).expect("decisions are made for runs in memory");
         entry.run.apply(now, &decision, &self.node.limits);
         self.open.stage(run_id, &decision, boot);
+        // First the run's row: an attempt goes out only behind the row that says it may be out.
+        self.settle(run_id);
         for effect in decision.effects {
             self.start_effect(run_id, &effect);
         }
-        self.settle(run_id);
     }
 
     fn start_effect(&mut self, run_id: RunId, effect: &Effect) {

@@ -18,6 +18,9 @@ const YIELD_AFTER: Duration = Duration::from_secs(1);
 /// What a run's keys take in the lane's maps: its id four times, its workflow id, and the nodes.
 const IN_MAPS: usize = 512;
 
+/// A journal up to so many bytes is kept from the load of its run to the run's next task.
+const KEPT_JOURNAL: usize = 16 << 10;
+
 /// A run in memory.
 pub(super) struct Entry {
     /// The engine's part.
@@ -48,6 +51,8 @@ pub(super) struct Entry {
     pub(super) idle: Option<u64>,
     /// Its encoded memo, until its row is inserted.
     pub(super) memo: Bytes,
+    /// The journal that it was loaded from, until a task has been made of it.
+    pub(super) journal: Vec<Bytes>,
 }
 
 impl Entry {
@@ -67,24 +72,37 @@ impl Entry {
             held_since: None,
             idle: None,
             memo: Bytes::new(),
+            journal: Vec::new(),
         }
     }
 
-    pub(super) fn loaded(run: Run, rows: u32, row_wake: WakeAt) -> Self {
+    /// A run that was loaded. A short journal is kept: the worker that gets the run's next task
+    /// is likely to have lost it as well.
+    pub(super) fn loaded(run: Run, journal: Vec<Bytes>, row_wake: WakeAt) -> Self {
         let row_closed = run.closed_at().is_some();
+        let rows = journal.len() as u32;
+        let bytes: usize = journal.iter().map(Bytes::len).sum();
         Self {
             inserted: true,
             next_seq: rows,
             durable_rows: rows,
             row_wake,
             row_closed,
+            journal: if bytes <= KEPT_JOURNAL && !row_closed { journal } else { Vec::new() },
             ..Self::fresh(run)
         }
     }
 
+    /// The whole durable journal, if it is in memory. It is given once.
+    pub(super) fn take_journal(&mut self) -> Option<Vec<Bytes>> {
+        let journal = std::mem::take(&mut self.journal);
+        (!journal.is_empty() && journal.len() == self.durable_rows as usize).then_some(journal)
+    }
+
     /// Rough bytes that it takes, its places in the lane's maps included.
     fn memory_bytes(&self) -> usize {
-        self.run.memory_bytes() + size_of::<Self>() + IN_MAPS
+        let journal: usize = self.journal.iter().map(|row| row.len() + size_of::<Bytes>()).sum();
+        self.run.memory_bytes() + journal + size_of::<Self>() + IN_MAPS
     }
 
     /// What column `wake_at` should hold.

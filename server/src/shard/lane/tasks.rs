@@ -160,7 +160,7 @@ impl Lane {
             return self.give_back(session, Kind::Workflow);
         };
         let worker = &session.info().worker;
-        let Some(task) = entry.run.hand_out(now, task_id, worker, &self.node.limits) else {
+        let Some(mut task) = entry.run.hand_out(now, task_id, worker, &self.node.limits) else {
             // A stale offer: the run was advanced, or closed, since.
             return self.give_back(session, Kind::Workflow);
         };
@@ -168,13 +168,21 @@ impl Lane {
         // A worker that still has a task of this run forgets that one first.
         self.free_tasks_of(run_id, session.id());
         self.tasks_out.insert((run_id, task_id), session.id());
-        let Some(entry) = self.runs.get(&run_id) else { return };
+        let Some(entry) = self.runs.get_mut(&run_id) else { return };
         let cached = task.follows.is_none() || entry.cached_on == Some(session.id());
         let bytes: usize = task.events.iter().map(prost::Message::encoded_len).sum();
+        let journal = entry.take_journal();
         if cached && bytes <= MAX_EVENT_BYTES {
             self.send_task(run_id, session, task_id, task, bytes::Bytes::new());
         } else {
-            self.read_journal(run_id, task_id, session.id());
+            let rows = journal.map(|rows| (0..).zip(rows).collect());
+            let page = rows.map(|rows| JournalPage { rows, more: false });
+            let whole = page.map(|page| self.whole_history(run_id, &page, &mut task));
+            if let Some(Ok(next_position)) = whole {
+                self.send_task(run_id, session, task_id, task, next_position);
+            } else {
+                self.read_journal(run_id, task_id, session.id());
+            }
         }
         self.settle(run_id);
         self.release_held(run_id);
@@ -247,33 +255,41 @@ impl Lane {
             attempt: open.attempt,
             next_event_id: open.next_event_id(),
         };
-        let mut fold = HistoryFold::new();
-        for (seq, row) in &page.rows {
-            let pushed = read_row(row)
-                .map_err(|error| error.to_string())
-                .and_then(|row| fold.push_row(*seq, &row).map_err(|error| error.to_string()));
-            if let Err(reason) = pushed {
-                return Some(self.park_and_reload(run_id, &reason));
-            }
+        match self.whole_history(run_id, &page, &mut task) {
+            Ok(next_position) => self.send_task(run_id, &session, task_id, task, next_position),
+            Err(reason) => return Some(self.park_and_reload(run_id, &reason)),
         }
-        if !page.more {
+        None
+    }
+
+    /// Puts the run's history in front of a task's events: what is durable of it, then what is
+    /// staged. Gives where the worker reads on by itself, apart from the session, if it is long.
+    fn whole_history(
+        &self,
+        run_id: RunId,
+        durable: &JournalPage,
+        task: &mut HandOut,
+    ) -> Result<bytes::Bytes, String> {
+        let mut fold = HistoryFold::new();
+        for (seq, row) in &durable.rows {
+            let row = read_row(row).map_err(|error| error.to_string())?;
+            fold.push_row(*seq, &row).map_err(|error| error.to_string())?;
+        }
+        if !durable.more {
+            let read_rows = durable.rows.last().map_or(0, |(seq, _)| seq + 1);
             for (seq, row) in self.staged_rows(run_id, read_rows) {
-                if let Err(error) = fold.push_row(seq, &row) {
-                    return Some(self.park_and_reload(run_id, &error.to_string()));
-                }
+                fold.push_row(seq, &row).map_err(|error| error.to_string())?;
             }
             fold.push_facts(std::mem::take(&mut task.events));
         }
         task.events = fold.take_page(TASK_HISTORY_BYTES as usize);
-        // Whoever holds the task reads on by itself, apart from the session.
-        let next_position = if page.more || !fold.is_drained() {
-            fold.position(run_id).encode_to_vec().into()
-        } else {
-            bytes::Bytes::new()
-        };
         task.follows = None;
-        self.send_task(run_id, &session, task_id, task, next_position);
-        None
+        let is_whole = !durable.more && fold.is_drained();
+        Ok(if is_whole {
+            bytes::Bytes::new()
+        } else {
+            fold.position(run_id).encode_to_vec().into()
+        })
     }
 
     /// The worker does not have what the task's events follow: the same task again, whole.

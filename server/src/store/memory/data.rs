@@ -12,9 +12,9 @@ use onward_proto::{NamespaceId, RunId, SLOTS, Timestamp};
 use uuid::Uuid;
 
 use super::super::{
-    Batch, CommitId, Committed, DueRun, Error, JournalPage, ListRuns, LoadedRun, NewestRun,
+    Batch, CommitId, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, LoadedRun, NewestRun,
     Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, ShardRow, Shards, Take, Taken,
-    Verdict, even_shards, slot_column,
+    Verdict, even_shards, row, slot_column,
 };
 
 /// How many transactions can be lost again.
@@ -316,20 +316,7 @@ impl Data {
                 let message = format!("workflow id of run {} has an open run", new.run_id);
                 return Err(Error::Refused(message));
             }
-            let row = RunRow {
-                run_id: new.run_id,
-                namespace_id: new.namespace_id,
-                workflow_id: new.workflow_id.clone(),
-                workflow_type: new.workflow_type.clone(),
-                task_queue: new.task_queue.clone(),
-                status: new.status,
-                started_at: new.started_at,
-                closed_at: new.closed_at,
-                wake_at: new.wake_at.stored(),
-                history: new.history,
-                memo: new.memo.clone(),
-                requests: new.requests.clone(),
-            };
+            let row = RunRow { wake_at: new.wake_at.stored(), ..new.clone() };
             self.set_run(new.run_id, Some(Arc::new(row)));
         }
         for insert in &batch.journal {
@@ -428,19 +415,28 @@ impl Data {
         self.runs.get(&run_id).map(|row| RunRow::clone(row))
     }
 
-    pub(super) fn load_run(&self, run_id: RunId) -> Result<Option<LoadedRun>> {
-        let Some(row) = self.read_run(run_id) else { return Ok(None) };
-        let rows = (run_id, 0)..=(run_id, u32::MAX);
-        let mut journal = Vec::new();
-        for ((_, seq), records) in self.journal.range(rows.clone()) {
-            if *seq as usize != journal.len() {
-                return Err(Error::Corrupt(format!("journal of run {run_id} has a gap")));
+    pub(super) fn load_runs(&self, run_ids: &[RunId], most_bytes: u32) -> Vec<Loaded> {
+        let mut loaded = Vec::new();
+        let mut bytes = 0;
+        for run_id in run_ids {
+            if !loaded.is_empty() && bytes >= most_bytes as usize {
+                break;
             }
-            journal.push(records.clone());
+            let rows = (*run_id, 0)..=(*run_id, u32::MAX);
+            let journal = self.journal.range(rows.clone());
+            let journal = journal.map(|((_, seq), records)| (*seq, records.clone()));
+            bytes += journal.clone().map(|(_, records)| records.len()).sum::<usize>();
+            let pending = self.pending.range(rows);
+            let pending = pending.map(|((_, number), data)| (*number, data.clone())).collect();
+            loaded.push(match (self.read_run(*run_id), row::whole_journal(*run_id, journal)) {
+                (Some(row), Ok(journal)) => {
+                    Loaded::Run(Box::new(LoadedRun { row, journal, pending }))
+                }
+                (Some(_), Err(error)) => Loaded::Corrupt(error.to_string()),
+                (None, _) => Loaded::Missing,
+            });
         }
-        let pending =
-            self.pending.range(rows).map(|((_, number), data)| (*number, data.clone())).collect();
-        Ok(Some(LoadedRun { row, journal, pending }))
+        loaded
     }
 
     pub(super) fn read_journal(&self, run_id: RunId, from_seq: u32, max_bytes: u32) -> JournalPage {

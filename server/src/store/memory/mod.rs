@@ -18,8 +18,8 @@ use std::{
 use onward_proto::{NamespaceId, RunId, Timestamp};
 
 use super::{
-    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, LoadedRun, NewestRun,
-    Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards, Store, Take, Taken,
+    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, Renewal,
+    Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards, Store, Take, Taken,
 };
 use data::{Answer, Data, Write};
 pub use faults::{CallKind, Fault, Faults, Plan};
@@ -254,8 +254,12 @@ impl Store for MemoryStore {
         Box::pin(self.read(move |data| data.find_newest_runs(&ids)))
     }
 
-    fn load_run(&self, run_id: RunId) -> BoxFuture<'_, Result<Option<LoadedRun>>> {
-        Box::pin(async move { self.read(move |data| data.load_run(run_id)).await? })
+    fn load_runs(
+        &self,
+        run_ids: Vec<RunId>,
+        most_bytes: u32,
+    ) -> BoxFuture<'_, Result<Vec<Loaded>>> {
+        Box::pin(self.read(move |data| data.load_runs(&run_ids, most_bytes)))
     }
 
     fn read_run(&self, run_id: RunId) -> BoxFuture<'_, Result<Option<RunRow>>> {

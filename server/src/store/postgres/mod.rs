@@ -30,9 +30,9 @@ use sqlx::{
 use uuid::Uuid;
 
 use super::{
-    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, LoadedRun, NewRun,
-    NewestRun, OpenError, OpenOptions, Renewal, Renewed, Resolve, Resolved, Result, RunRow,
-    RunUpdate, ShardId, Shards, Store, Take, Taken, Verdict, even_shards,
+    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun,
+    OpenError, OpenOptions, Renewal, Renewed, Resolve, Resolved, Result, RunRow, RunUpdate,
+    ShardId, Shards, Store, Take, Taken, Verdict, even_shards,
     row::{self, StoredRow},
     slot_column,
 };
@@ -272,7 +272,7 @@ fn commit_query(batch: &Batch, persistent: bool) -> Query<'_, Postgres, PgArgume
         .bind(column(runs, |run| run.workflow_id.as_str()))
         .bind(column(runs, |run| run.workflow_type.as_str()))
         .bind(column(runs, |run| run.task_queue.as_str()))
-        .bind(column(runs, |run: &NewRun| run.status as i16))
+        .bind(column(runs, |run: &RunRow| run.status as i16))
         .bind(column(runs, |run| run.started_at.as_micros()))
         .bind(column(runs, |run| run.closed_at.map(Timestamp::as_micros)))
         .bind(column(runs, |run| run.wake_at.to_column()))
@@ -398,10 +398,19 @@ impl Store for PostgresStore {
         })
     }
 
-    fn load_run(&self, run_id: RunId) -> BoxFuture<'_, Result<Option<LoadedRun>>> {
+    fn load_runs(
+        &self,
+        run_ids: Vec<RunId>,
+        most_bytes: u32,
+    ) -> BoxFuture<'_, Result<Vec<Loaded>>> {
         Box::pin(async move {
-            let query = || sqlx::query(include_str!("../sql/load_run.sql")).bind(run_id.uuid());
-            row::loaded_run(&self.rows(query).await?)
+            let run_ids: Vec<_> = run_ids.into_iter().map(RunId::uuid).collect();
+            let query = || {
+                sqlx::query(include_str!("load_runs.sql"))
+                    .bind(&run_ids)
+                    .bind(i64::from(most_bytes))
+            };
+            row::loaded_runs(&self.rows(query).await?)
         })
     }
 

@@ -15,7 +15,7 @@ const STATEMENTS: [(&str, &str, usize); 12] = [
     ("list_runs", include_str!("list_runs.sql"), 5),
     ("prune_batches", include_str!("prune_batches.sql"), 3),
     ("read_batches", include_str!("read_batches.sql"), 4),
-    ("load_run", include_str!("../sql/load_run.sql"), 1),
+    ("load_runs", include_str!("load_runs.sql"), 2),
     ("read_run", include_str!("../sql/read_run.sql"), 1),
     ("read_journal_sizes", include_str!("../sql/read_journal_sizes.sql"), 3),
     ("read_journal", include_str!("../sql/read_journal.sql"), 3),

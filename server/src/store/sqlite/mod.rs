@@ -39,7 +39,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, LoadedRun, NewestRun,
+    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun,
     OpenError, OpenOptions, Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards,
     Store, Take, Taken,
     row::{self, StoredRow},
@@ -296,10 +296,17 @@ impl Store for SqliteStore {
         })
     }
 
-    fn load_run(&self, run_id: RunId) -> BoxFuture<'_, Result<Option<LoadedRun>>> {
+    fn load_runs(
+        &self,
+        run_ids: Vec<RunId>,
+        most_bytes: u32,
+    ) -> BoxFuture<'_, Result<Vec<Loaded>>> {
         Box::pin(async move {
-            let text = include_str!("../sql/load_run.sql");
-            row::loaded_run(&self.rows(text, arguments![run_id.uuid()]).await?)
+            let Some(statement) = statements::of_runs(&run_ids, most_bytes)? else {
+                return Ok(Vec::new());
+            };
+            let (text, arguments) = statement.alone();
+            row::loaded_runs(&self.rows(AssertSqlSafe(text), arguments).await?)
         })
     }
 

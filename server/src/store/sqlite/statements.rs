@@ -10,7 +10,7 @@ use onward_proto::{NamespaceId, RunId, Timestamp};
 use sqlx::{Arguments as _, Encode, Sqlite, sqlite::SqliteArguments};
 use uuid::Uuid;
 
-use super::super::{Batch, Error, NewRun, Result, RunUpdate, slot_column};
+use super::super::{Batch, Error, Result, RunRow, RunUpdate, slot_column};
 
 /// How many rows one statement takes.
 pub(super) const MOST_ROWS: usize = 256;
@@ -25,11 +25,12 @@ pub(super) enum Kind {
     InsertRuns,
     InsertJournal,
     FindNewestRuns,
+    LoadRuns,
 }
 
 impl Kind {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::InsertBatches,
         Self::WritePending,
         Self::RemovePending,
@@ -37,12 +38,13 @@ impl Kind {
         Self::InsertRuns,
         Self::InsertJournal,
         Self::FindNewestRuns,
+        Self::LoadRuns,
     ];
 
     fn columns(self) -> usize {
         match self {
             Self::InsertBatches => 4,
-            Self::WritePending | Self::InsertJournal | Self::FindNewestRuns => 3,
+            Self::WritePending | Self::InsertJournal | Self::FindNewestRuns | Self::LoadRuns => 3,
             Self::RemovePending => 2,
             Self::UpdateRuns => 7,
             Self::InsertRuns => 14,
@@ -79,6 +81,7 @@ impl Kind {
                  SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL"
             }
             Self::FindNewestRuns => include_str!("find_newest_runs.sql"),
+            Self::LoadRuns => include_str!("load_runs.sql"),
         }
     }
 
@@ -182,7 +185,7 @@ pub(super) fn of_batches(batches: &[&Batch]) -> Result<Vec<Statement>> {
         values.add(close.map(|close| close.requests.to_vec()))?;
         Ok(())
     })?);
-    let runs: Vec<&NewRun> = batches.iter().flat_map(|batch| &batch.new_runs).collect();
+    let runs: Vec<&RunRow> = batches.iter().flat_map(|batch| &batch.new_runs).collect();
     all.extend(statements(Kind::InsertRuns, &runs, |values, run| {
         values.run_id(run.run_id)?.add(i64::from(slot_column(run.run_id)))?;
         values.id(run.namespace_id.uuid())?.add(run.workflow_id.clone())?;
@@ -219,6 +222,16 @@ pub(super) fn of_ids(ids: &[(NamespaceId, String)]) -> Result<Vec<Statement>> {
         values.add(*n)?.id(namespace_id.uuid())?.add(workflow_id.clone())?;
         Ok(())
     })
+}
+
+/// The statement that loads the first of `run_ids`, as many as one statement takes.
+pub(super) fn of_runs(run_ids: &[RunId], most_bytes: u32) -> Result<Option<Statement>> {
+    let numbered: Vec<_> = run_ids.iter().zip(1_i64..).take(MOST_ROWS).collect();
+    let all = statements(Kind::LoadRuns, &numbered, |values, (run_id, n)| {
+        values.add(*n)?.run_id(**run_id)?.add(i64::from(most_bytes))?;
+        Ok(())
+    })?;
+    Ok(all.into_iter().next())
 }
 
 impl Statement {

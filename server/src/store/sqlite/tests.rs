@@ -72,7 +72,6 @@ async fn every_statement_walks_an_index() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir).await;
     let mut texts: Vec<String> = [
-        include_str!("../sql/load_run.sql"),
         include_str!("../sql/read_run.sql"),
         include_str!("../sql/read_journal_sizes.sql"),
         include_str!("../sql/read_journal.sql"),
