@@ -143,7 +143,6 @@ pub fn first_task(run: RunId, counter: u64, name: &str, arguments: &[&str]) -> v
         task_queue: "test".to_owned(),
         arguments,
         run_id: run.to_wire(),
-        first_run_id: run.to_wire(),
         attempt: 1,
         seed: vec![7; 32].into(),
         workflow_id: "order-1".to_owned(),

@@ -152,13 +152,12 @@ impl Run {
         inherited: Requests,
         limits: &Limits,
     ) -> Result<(Self, Decision), Rejection> {
-        let run_id = draw.run_id.to_wire();
         let started = WorkflowExecutionStarted {
             workflow_type: start.workflow_type.clone(),
             task_queue: start.task_queue.clone(),
             arguments: start.arguments.clone(),
-            run_id: run_id.clone(),
-            first_run_id: run_id,
+            run_id: draw.run_id.to_wire(),
+            first_run_id: bytes::Bytes::new(),
             attempt: 1,
             request_id: start.request_id.to_wire(),
             identity: start.identity.clone(),

@@ -22,11 +22,9 @@ use crate::{
 pub(crate) const MAX_RECORDS: usize = 4_096;
 /// Bytes after which it does.
 pub(crate) const MAX_BYTES: usize = 4 << 20;
-/// A batch without anything urgent commits when its oldest record is this old.
-pub(crate) const LAZY: Duration = Duration::from_millis(2);
-/// A batch that commits for somebody else's sake leaves a run behind that nobody waits for, until
-/// its records are this old: what its worker is about to answer then shares their journal row.
-pub(crate) const HOLD: Duration = Duration::from_millis(20);
+/// What nobody waits for commits when it is this old, and not before, though other runs may: what the
+/// run's worker is about to answer then shares its journal row.
+pub(crate) const LAZY: Duration = Duration::from_millis(50);
 
 /// What was staged for one run. Its row is built from the run itself when the commit starts.
 #[derive(Debug)]
@@ -189,15 +187,13 @@ impl OpenBatch {
         Some(LAZY.saturating_sub(age))
     }
 
-    /// Takes what the next commit writes. Runs that nobody waits for stay for a while, unless they
-    /// are the reason to commit.
+    /// Takes what the next commit writes. Young runs that nobody waits for stay.
     pub(crate) fn take(&mut self, boot: Duration) -> BTreeMap<RunId, Staged> {
-        let age = if self.urgent > 0 { HOLD } else { LAZY };
         let full = self.is_full();
         let all = std::mem::take(self);
         let mut taken = BTreeMap::new();
         for (run_id, staged) in all.runs {
-            if full || staged.urgent || boot.saturating_sub(staged.since) >= age {
+            if full || staged.urgent || boot.saturating_sub(staged.since) >= LAZY {
                 taken.insert(run_id, staged);
             } else {
                 self.keep(run_id, staged);
@@ -318,14 +314,14 @@ mod tests {
         let mut batch = OpenBatch::default();
         batch.touch(run(1), Duration::ZERO);
         batch.touch(run(2), Duration::ZERO);
-        batch.touch(run(3), HOLD);
+        batch.touch(run(3), LAZY);
         batch.defer(run(2), answer()).unwrap();
-        let taken: Vec<RunId> = batch.take(LAZY).into_keys().collect();
+        let taken: Vec<RunId> = batch.take(LAZY / 2).into_keys().collect();
         assert_eq!(taken, [run(2)]);
         batch.defer(run(3), answer()).unwrap();
-        let taken: Vec<RunId> = batch.take(HOLD).into_keys().collect();
+        let taken: Vec<RunId> = batch.take(LAZY).into_keys().collect();
         assert_eq!(taken, [run(1), run(3)]);
-        assert!(batch.is_empty() && batch.due_in(HOLD).is_none());
+        assert!(batch.is_empty() && batch.due_in(LAZY).is_none());
     }
 
     #[test]
