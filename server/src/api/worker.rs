@@ -191,7 +191,7 @@ impl Reader {
         self.node.metrics.session(-1);
         for (_, lane) in self.node.lanes() {
             // A lane that has ended knows of no session.
-            drop(lane.mail.send(Mail::Worker(FromWorker::Lost(id))).await);
+            lane.mail.put(Mail::Worker(FromWorker::Lost(id))).await;
         }
     }
 
@@ -377,7 +377,7 @@ impl Reader {
     /// serves the slot they are dropped: the worker sends what matters again on the lane's claim.
     async fn tell(&self, run_id: RunId, from: FromWorker) {
         if let Some(lane) = self.node.lane_of(run_id.slot()) {
-            drop(lane.send(Mail::Worker(from)).await);
+            lane.put(Mail::Worker(from)).await;
         }
     }
 }

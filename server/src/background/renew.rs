@@ -58,7 +58,7 @@ pub(crate) async fn renew_leases(node: Arc<Node>, mut stop: watch::Receiver<bool
                 Verdict::Fenced | Verdict::Rewound => continue,
             };
             // A lane that has ended, or has a full mailbox, learns it from its next batch.
-            drop(mail.try_send(Mail::Lease(news)));
+            drop(mail.try_put(Mail::Lease(news)));
         }
     }
 }

@@ -89,6 +89,25 @@ impl Deferred {
             Self::Closed(_) | Self::AckTask(..) | Self::AckActivity(..) => false,
         }
     }
+
+    /// Tells who waits that it cannot be done. What is not an answer goes with the lane.
+    pub(crate) fn refuse(self, refusal: &Refusal) {
+        // A receiver that is gone has stopped waiting.
+        match self {
+            Self::Answer(reply, _) => drop(reply.send(Err(refusal.clone()))),
+            Self::Describe(reply, _) => drop(reply.send(Err(refusal.clone()))),
+            Self::Locate(reply, _) => drop(reply.send(Err(refusal.clone()))),
+            Self::Outcome(reply, _) => drop(reply.send(Err(refusal.clone()))),
+            Self::Closed(_)
+            | Self::OfferTask(_)
+            | Self::OfferActivity(..)
+            | Self::SendActivity(..)
+            | Self::CancelAttempt(..)
+            | Self::AckTask(..)
+            | Self::StaleTask(..)
+            | Self::AckActivity(..) => {}
+        }
+    }
 }
 
 /// The open batch, run by run: a run's own records stay in order, and runs do not wait for each
@@ -210,6 +229,11 @@ impl OpenBatch {
             self.keep(run_id, staged);
         }
         taken
+    }
+
+    /// Gives what waits for a run's records, which will not be written.
+    pub(crate) fn forget(&mut self, run_id: RunId) -> Vec<Deferred> {
+        self.runs.remove(&run_id).map(|staged| staged.deferred).unwrap_or_default()
     }
 
     fn keep(&mut self, run_id: RunId, staged: Staged) {

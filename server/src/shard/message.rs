@@ -31,10 +31,10 @@ pub enum Refusal {
         workflow_id: String,
     },
     /// Too much waits already. Certainly not applied.
-    #[error("the shard's mailbox is full ({waiting} requests wait); ask again later")]
+    #[error("the shard is busy: {limit} wait already; ask again later")]
     Busy {
-        /// How many requests wait.
-        waiting: usize,
+        /// How much may wait.
+        limit: String,
     },
     /// The shard is being loaded or has moved. Ask again with the same request id.
     #[error("the shard is not available: {0}")]
@@ -204,6 +204,16 @@ pub enum Mail {
     Lease(LeaseNews),
     /// End: commit what is staged, answer, stop.
     Drain,
+}
+
+impl Mail {
+    /// Bytes of what it carries, if it is a client's.
+    pub(crate) fn request_bytes(&self) -> usize {
+        match self {
+            Self::Request(request) => request.bytes(),
+            Self::Worker(_) | Self::Matched(_) | Self::Lease(_) | Self::Drain => 0,
+        }
+    }
 }
 
 /// What the node's common renewal found out.

@@ -4,6 +4,7 @@ mod batch;
 mod clock;
 mod lane;
 mod lease;
+mod mailbox;
 pub mod message;
 mod node;
 mod ownership;

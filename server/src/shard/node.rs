@@ -7,12 +7,10 @@ use std::{
     time::Duration,
 };
 
-use onward_proto::{RunId, Slot, Timestamp};
-use tokio::sync::mpsc;
-
 use super::{
     clock::DatabaseClock,
     lease::Lease,
+    mailbox::{Mailbox, NotPut},
     message::{Mail, Refusal, Request},
 };
 use crate::{
@@ -22,9 +20,7 @@ use crate::{
     metrics::Metrics,
     store::{NodeId, ShardId, Store},
 };
-
-/// Letters that may wait for one lane.
-const MAILBOX: usize = 16_384;
+use onward_proto::{RunId, Slot, Timestamp};
 
 /// What a node is made from.
 #[derive(Clone)]
@@ -60,14 +56,14 @@ pub struct Node {
 }
 
 /// The leases of the lanes that run, and where news of them goes.
-pub(crate) type Leases = BTreeMap<ShardId, (Arc<Lease>, mpsc::Sender<Mail>)>;
+pub(crate) type Leases = BTreeMap<ShardId, (Arc<Lease>, Mailbox)>;
 
 /// How to reach a lane that serves.
 #[derive(Debug, Clone)]
 pub(crate) struct LaneAddress {
     pub(crate) slots: Range<u16>,
     pub(crate) incarnation: Incarnation,
-    pub(crate) mail: mpsc::Sender<Mail>,
+    pub(crate) mail: Mailbox,
 }
 
 #[derive(Debug, Default)]
@@ -132,11 +128,6 @@ impl Node {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A mailbox for a lane.
-    pub(crate) fn mailbox() -> (mpsc::Sender<Mail>, mpsc::Receiver<Mail>) {
-        mpsc::channel(MAILBOX)
-    }
-
     /// A lane serves from now on.
     pub(crate) fn open_lane(&self, shard: ShardId, address: LaneAddress) {
         self.lanes.write().unwrap_or_else(PoisonError::into_inner).insert(shard, address);
@@ -159,7 +150,7 @@ impl Node {
     }
 
     /// The lane of a slot.
-    pub(crate) fn lane_of(&self, slot: Slot) -> Option<mpsc::Sender<Mail>> {
+    pub(crate) fn lane_of(&self, slot: Slot) -> Option<Mailbox> {
         let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
         lanes.values().find(|lane| lane.slots.contains(&slot.get())).map(|lane| lane.mail.clone())
     }
@@ -173,11 +164,9 @@ impl Node {
         let lane = self
             .lane_of(slot)
             .ok_or_else(|| Refusal::Unavailable(format!("slot {slot} is not served here yet")))?;
-        lane.try_send(Mail::Request(request)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Refusal::Busy { waiting: MAILBOX },
-            mpsc::error::TrySendError::Closed(_) => {
-                Refusal::Unavailable("the shard is being loaded".to_owned())
-            }
+        lane.try_put(Mail::Request(request)).map_err(|error| match error {
+            NotPut::Full(_, limit) => Refusal::Busy { limit },
+            NotPut::Closed => Refusal::Unavailable("the shard is being loaded".to_owned()),
         })
     }
 
@@ -191,14 +180,14 @@ impl Node {
             (Arc::clone(&found.session), found.offer.shard, found.offer.kind.kind());
         // A lane that is gone offers again after its load.
         let Some(lane) = lane else { return session.give_back(shard, kind) };
-        match lane.try_send(Mail::Matched(found)) {
+        match lane.try_put(Mail::Matched(found)) {
             Ok(()) => {}
-            Err(mpsc::error::TrySendError::Closed(_)) => session.give_back(shard, kind),
-            Err(mpsc::error::TrySendError::Full(letter)) => {
+            Err(NotPut::Closed) => session.give_back(shard, kind),
+            Err(NotPut::Full(letter, _)) => {
                 // Lanes do not wait for each other, and a match that is let go of is found by
                 // nobody again: the session may have nothing else to end.
                 self.env.spawn(async move {
-                    if lane.send(letter).await.is_err() {
+                    if !lane.put(letter).await {
                         session.give_back(shard, kind);
                     }
                 });
@@ -218,6 +207,11 @@ impl Node {
     /// The next load of the lane commits one run at a time.
     pub(crate) fn be_careful(&self, shard: ShardId) {
         self.trouble(|troubles| troubles.entry(shard).or_default().careful = true);
+    }
+
+    /// Later loads of the lane commit as usual.
+    pub(crate) fn end_care(&self, shard: ShardId) {
+        self.trouble(|troubles| troubles.entry(shard).or_default().careful = false);
     }
 
     pub(crate) fn is_careful(&self, shard: ShardId) -> bool {

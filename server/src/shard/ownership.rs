@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::{
     lane::{LEASE, Lane, LaneEnd, Owned},
     lease::Lease,
+    mailbox::Mailbox,
     message::Mail,
     node::{LaneAddress, Node},
 };
@@ -176,7 +177,7 @@ impl Shard {
         let slots = self.row.slots.clone();
         let lane =
             Lane::new(Arc::clone(node), shard, slots.clone(), Arc::clone(&lease), owned, careful);
-        let (mail, mailbox) = Node::mailbox();
+        let (mail, mailbox) = Mailbox::new();
         let incarnation = lane.incarnation();
         node.leases().insert(shard, (Arc::clone(&lease), mail.clone()));
         // First open, then claim: a session that begins meanwhile finds the lane or is found here,
@@ -212,15 +213,12 @@ impl Shard {
 }
 
 /// Aborting this is safe: it holds nothing but a channel.
-async fn drain_when_stopped(
-    mut stop: watch::Receiver<bool>,
-    mail: tokio::sync::mpsc::Sender<Mail>,
-) {
+async fn drain_when_stopped(mut stop: watch::Receiver<bool>, mail: Mailbox) {
     while !*stop.borrow_and_update() {
         if stop.changed().await.is_err() {
             return;
         }
     }
     // A lane that has ended needs no drain.
-    drop(mail.send(Mail::Drain).await);
+    mail.put(Mail::Drain).await;
 }

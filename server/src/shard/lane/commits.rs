@@ -24,6 +24,8 @@ use crate::store::{
 const RETRY: Duration = Duration::from_millis(100);
 /// How long a lease lasts.
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
+/// Batches of one run each that look for the run that the database refuses.
+pub(super) const CAREFUL_BATCHES: u32 = 10_000;
 /// A batch renews the lease when the last renewal is this old.
 const RENEW_AFTER: Duration = Duration::from_secs(1);
 
@@ -51,8 +53,13 @@ impl Lane {
         if self.open.due_in(self.node.env.boot()) != Some(Duration::ZERO) {
             return;
         }
-        let staged = if self.careful {
-            // One run alone, to find the one that the database refuses.
+        let staged = if self.careful > 0 {
+            // One run alone, to find the one that the database refuses; if it does not come back,
+            // the search ends.
+            self.careful -= 1;
+            if self.careful == 0 {
+                self.node.end_care(self.shard);
+            }
             self.open.take_one()
         } else {
             self.open.take(self.node.env.boot())
@@ -181,10 +188,18 @@ impl Lane {
     /// The database refuses the data. With one run alone the culprit is known and parked; else the
     /// lane loads again and commits one run at a time until it shows.
     fn on_refused(&mut self, reason: &str) -> LaneEnd {
-        let committing = self.committing.as_ref().expect("only a batch under way has an answer");
+        let mut committing = self.committing.take().expect("only a batch under way has an answer");
         tracing::error!(shard = %self.shard, reason, runs = committing.runs.len(), "a batch is refused");
-        if let (1, Some((run_id, _))) = (committing.runs.len(), committing.runs.first_key_value()) {
-            self.node.park(self.shard, *run_id, reason);
+        if let (1, Some((run_id, waiting))) = (committing.runs.len(), committing.runs.pop_first()) {
+            self.node.park(self.shard, run_id, reason);
+            // Who waits for it would ask for the same again, and the lane would load for ever.
+            let refusal = Refusal::Parked { run_id, reason: reason.to_owned() };
+            for deferred in waiting.into_iter().chain(self.open.forget(run_id)) {
+                deferred.refuse(&refusal);
+            }
+            for waiter in self.waiters.remove(&run_id).unwrap_or_default() {
+                drop(waiter.send(Err(refusal.clone())));
+            }
         } else {
             self.node.be_careful(self.shard);
         }

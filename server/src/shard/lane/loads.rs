@@ -45,6 +45,7 @@ impl Lane {
     /// Lets a request wait for a look at its workflow id's newest run.
     pub(super) fn look(&mut self, key: IdKey, request: Request) {
         self.waiting += 1;
+        self.waiting_bytes += request.bytes();
         self.looking.entry(key.clone()).or_default().push(request);
         self.look_next.push(key);
         self.start_look();
@@ -84,6 +85,7 @@ impl Lane {
             let requests = self.looking.remove(&key).unwrap_or_default();
             self.waiting -= requests.len();
             for request in requests {
+                self.waiting_bytes -= request.bytes();
                 self.on_looked_at(&key, newest.as_ref(), request);
             }
         }
@@ -121,6 +123,7 @@ impl Lane {
     /// Lets a letter wait until its run is in memory.
     pub(super) fn load(&mut self, run_id: RunId, letter: Mail) {
         self.waiting += 1;
+        self.waiting_bytes += letter.request_bytes();
         if let Some(waiting) = self.loading.get_mut(&run_id) {
             waiting.push(letter);
             return;
@@ -204,6 +207,7 @@ impl Lane {
     fn on_loaded_run(&mut self, run_id: RunId, loaded: Loaded) {
         let waiting = self.loading.remove(&run_id).unwrap_or_default();
         self.waiting -= waiting.len();
+        self.waiting_bytes -= waiting.iter().map(Mail::request_bytes).sum::<usize>();
         if !self.runs.contains_key(&run_id) {
             let rebuilt = match loaded {
                 Loaded::Run(run) => self.rebuild(*run),

@@ -38,6 +38,7 @@ use self::{commits::Committing, runs::Entry};
 use super::{
     batch::{Deferred, OpenBatch},
     lease::Lease,
+    mailbox::Letter,
     message::{LeaseNews, Mail, Refusal, Reply, Request},
     node::Node,
 };
@@ -129,8 +130,8 @@ pub(crate) struct Lane {
     committing: Option<Committing>,
     /// Effects that wait for the lease to be renewed.
     withheld: Vec<Deferred>,
-    /// One run per batch, to find the one that the database refuses.
-    careful: bool,
+    /// So many batches have one run each, to find the one that the database refuses.
+    careful: u32,
 
     /// Requests that wait for a look at their workflow id's newest run.
     looking: BTreeMap<IdKey, Vec<Request>>,
@@ -138,8 +139,9 @@ pub(crate) struct Lane {
     look_next: Vec<IdKey>,
     look_under_way: bool,
     loading: BTreeMap<RunId, Vec<Mail>>,
-    /// Letters that wait for looks and loads.
+    /// Letters that wait for looks and loads, and the bytes of the requests among them.
     waiting: usize,
+    waiting_bytes: usize,
     load_next: VecDeque<RunId>,
     loads_under_way: usize,
 
@@ -191,12 +193,13 @@ impl Lane {
             open: OpenBatch::default(),
             committing: None,
             withheld: Vec::new(),
-            careful,
+            careful: if careful { commits::CAREFUL_BATCHES } else { 0 },
             looking: BTreeMap::new(),
             look_next: Vec::new(),
             look_under_way: false,
             loading: BTreeMap::new(),
             waiting: 0,
+            waiting_bytes: 0,
             load_next: VecDeque::new(),
             loads_under_way: 0,
             deadlines: BTreeSet::new(),
@@ -222,7 +225,7 @@ impl Lane {
     }
 
     /// Serves the shard until it is lost, handed back, or must be loaded again.
-    pub(crate) async fn run(mut self, mut mail: mpsc::Receiver<Mail>) -> LaneEnd {
+    pub(crate) async fn run(mut self, mut mail: mpsc::Receiver<Letter>) -> LaneEnd {
         self.recover();
         let mut letters = Vec::with_capacity(TURN);
         loop {
@@ -249,7 +252,7 @@ impl Lane {
                         return LaneEnd::Drained(self.owned);
                     }
                     for letter in letters.drain(..) {
-                        if let Some(end) = self.on_mail(letter) {
+                        if let Some(end) = self.on_mail(letter.mail) {
                             self.drop_everything();
                             return end;
                         }

@@ -94,6 +94,8 @@ impl Request {
 
 /// Requests of one lane that may wait for looks and loads.
 const WAITING: usize = 16_384;
+/// Bytes of those that may.
+const WAITING_BYTES: usize = 64 << 20;
 
 impl Lane {
     pub(super) fn on_request(&mut self, request: Request) {
@@ -108,7 +110,7 @@ impl Lane {
                 return request.refuse_not_found();
             }
             if !self.runs.contains_key(&run_id) && self.is_crowded() {
-                return request.refuse(Refusal::Busy { waiting: WAITING });
+                return request.refuse(Self::crowded());
             }
             return self.with_run(run_id, request);
         }
@@ -118,9 +120,10 @@ impl Lane {
         {
             self.with_run(*run_id, request);
         } else if self.is_crowded() {
-            request.refuse(Refusal::Busy { waiting: WAITING });
+            request.refuse(Self::crowded());
         } else if let Some(waiting) = self.looking.get_mut(&key) {
             self.waiting += 1;
+            self.waiting_bytes += request.bytes();
             waiting.push(request);
         } else {
             self.look(key, request);
@@ -130,7 +133,11 @@ impl Lane {
     /// Whether so much waits for reads already that nothing may join it: while the database is
     /// away the mailbox is read all the same.
     fn is_crowded(&self) -> bool {
-        self.waiting >= WAITING
+        self.waiting >= WAITING || self.waiting_bytes >= WAITING_BYTES
+    }
+
+    fn crowded() -> Refusal {
+        Refusal::Busy { limit: format!("{WAITING} requests, or {WAITING_BYTES} bytes of them,") }
     }
 
     /// Goes on with a request whose run is known; loads it first if need be.
