@@ -558,3 +558,22 @@ fn tell_effect(effect: &Effect) -> String {
         Effect::Closed => "closed".into(),
     }
 }
+
+/// One timeout.
+pub(super) fn timeouts(which: &str, micros: i64) -> ActivityTimeouts {
+    let mut timeouts = ActivityTimeouts::default();
+    *match which {
+        "start-to-close" => &mut timeouts.start_to_close_us,
+        "schedule-to-start" => &mut timeouts.schedule_to_start_us,
+        "schedule-to-close" => &mut timeouts.schedule_to_close_us,
+        "heartbeat" => &mut timeouts.heartbeat_us,
+        _ => panic!(),
+    } = micros;
+    timeouts
+}
+
+/// One call with this timeout.
+pub(super) fn limited(which: &str, micros: i64, max_attempts: u32) -> Story {
+    let retry = RetryPolicy { max_attempts, ..RetryPolicy::default() };
+    history().task([call_with(1, timeouts(which, micros), retry)])
+}

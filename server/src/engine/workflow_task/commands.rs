@@ -1,0 +1,564 @@
+//! What the commands of a completed task mean, one by one.
+//!
+//! Each yields one event. One that breaks a limit yields its event without the payloads and with the
+//! limit named; one that makes no sense fails the task.
+
+use onward_proto::{
+    Timestamp,
+    v1::{
+        self, ActivityCancelRequested, ActivityScheduled, CancelReason, Command, Failure,
+        HistoryEvent, Limit, LocalActivityFailureCause, MarkerKind, MarkerRecorded, RecordMarker,
+        ScheduleActivity, StartTimer, TimerCancelled, TimerStarted, WorkflowExecutionCancelled,
+        WorkflowExecutionCompleted, WorkflowExecutionFailed, WorkflowTaskCompleted, command::Kind,
+        history_event::Attributes,
+    },
+};
+
+use super::{
+    super::{
+        Decision, Effect, LeaseChange, Limits, Run, TaskCompletion,
+        activity::{Attempt, cancelled, closed_activity, refused, remove_row},
+        close::broken_limit,
+        history::is_firing_of,
+        limits::{
+            check_duration, check_failure, check_id, check_payloads, check_text, harmless, limit,
+            record,
+        },
+        timer::fired,
+    },
+    Numbers, Open,
+};
+
+/// Whether a command ends the run.
+pub(super) fn is_close(command: &Command) -> bool {
+    matches!(
+        command.kind,
+        Some(Kind::CompleteWorkflow(_) | Kind::FailWorkflow(_) | Kind::CancelWorkflow(_))
+    )
+}
+
+/// Works a completion's commands out, one by one.
+pub(super) struct Commands<'a> {
+    run: &'a Run,
+    now: Timestamp,
+    open: &'a Open,
+    /// The last command closes the run.
+    closes: bool,
+    limits: &'a Limits,
+    /// The time that the events of the commands will have.
+    event_time: Timestamp,
+    numbers: Numbers,
+    /// The task's own event, then those of the commands.
+    records: Vec<HistoryEvent>,
+    /// What follows from them: closings of refused and of cancelled calls.
+    facts: Vec<HistoryEvent>,
+    /// Activities called here, ascending.
+    scheduled: Vec<u32>,
+    /// Activities called here whose command broke a limit, ascending.
+    refused: Vec<u32>,
+    /// Activities cancelled here.
+    cancelled: Vec<u32>,
+    /// Timers started here, ascending.
+    timers: Vec<u32>,
+    /// Timers cancelled here.
+    cancelled_timers: Vec<u32>,
+    /// Untaken firings that were taken back.
+    taken_back: usize,
+    effects: Vec<Effect>,
+    pending: Vec<u32>,
+}
+
+/// Why a completion makes no sense.
+pub(super) type Malformed = &'static str;
+
+impl<'a> Commands<'a> {
+    pub(super) fn new(
+        run: &'a Run,
+        now: Timestamp,
+        open: &'a Open,
+        closes: bool,
+        count: usize,
+        limits: &'a Limits,
+    ) -> Self {
+        let facts = if closes { &run.inbox[..] } else { &run.inbox[..open.taken] };
+        let newest = facts.iter().map(|fact| fact.time_us).max().unwrap_or(i64::MIN);
+        let mut records = Vec::with_capacity(count + 1);
+        records.push(HistoryEvent::default()); // the task's own event, written in `finish`
+        Self {
+            run,
+            now,
+            open,
+            closes,
+            limits,
+            event_time: now.max(run.last_time).max(Timestamp::from_micros(newest)),
+            numbers: run.numbers.clone(),
+            records,
+            facts: Vec::new(),
+            scheduled: Vec::new(),
+            refused: Vec::new(),
+            cancelled: Vec::new(),
+            timers: Vec::new(),
+            cancelled_timers: Vec::new(),
+            taken_back: 0,
+            effects: Vec::new(),
+            pending: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, command: &Command, last: bool) -> Result<(), Malformed> {
+        let kind = command.kind.as_ref().ok_or("its kind is unknown")?;
+        let attributes = match kind {
+            Kind::ScheduleActivity(schedule) => self.schedule_activity(command, schedule)?,
+            Kind::CancelActivity(_) => self.cancel_activity(command.number)?,
+            Kind::StartTimer(start) => self.start_timer(command, *start)?,
+            Kind::CancelTimer(_) => self.cancel_timer(command.number)?,
+            Kind::RecordMarker(marker) => self.record_marker(command, marker)?,
+            Kind::CompleteWorkflow(complete) if last => {
+                match check_payloads(&complete.result, 0, self.limits) {
+                    Ok(()) => Attributes::WorkflowExecutionCompleted(WorkflowExecutionCompleted {
+                        result: complete.result.clone(),
+                        unread_signals: complete.unread_signals.clone(),
+                    }),
+                    Err(limit) => fail_workflow(limit, &complete.unread_signals),
+                }
+            }
+            Kind::FailWorkflow(fail) if last => match self.check_failure(fail.failure.as_ref()) {
+                Ok(()) => Attributes::WorkflowExecutionFailed(WorkflowExecutionFailed {
+                    failure: fail.failure.clone(),
+                    unread_signals: fail.unread_signals.clone(),
+                    refused: None,
+                }),
+                Err(limit) => fail_workflow(limit, &fail.unread_signals),
+            },
+            Kind::CancelWorkflow(cancel) if last => {
+                match self.check_failure(cancel.failure.as_ref()) {
+                    Ok(()) => Attributes::WorkflowExecutionCancelled(WorkflowExecutionCancelled {
+                        failure: cancel.failure.clone(),
+                        unread_signals: cancel.unread_signals.clone(),
+                    }),
+                    Err(limit) => fail_workflow(limit, &cancel.unread_signals),
+                }
+            }
+            Kind::CompleteWorkflow(_) | Kind::FailWorkflow(_) | Kind::CancelWorkflow(_) => {
+                return Err("the run is closed by a command that is not the last");
+            }
+        };
+        self.records.push(record(self.now, attributes));
+        Ok(())
+    }
+
+    fn check_failure(&self, failure: Option<&Failure>) -> Result<(), Limit> {
+        failure.map_or(Ok(()), |failure| check_failure(failure, self.limits))
+    }
+
+    fn schedule_activity(
+        &mut self,
+        command: &Command,
+        schedule: &ScheduleActivity,
+    ) -> Result<Attributes, Malformed> {
+        if !self.numbers.take_call(command.number) {
+            return Err("its number is not greater than those of the calls before");
+        }
+        if schedule.activity_type.is_empty() {
+            return Err("it names no activity");
+        }
+        let number = command.number;
+        let queue = match schedule.task_queue.as_str() {
+            "" => &self.run.identity.task_queue,
+            queue => queue,
+        };
+        let mut event = ActivityScheduled {
+            number,
+            activity_type: String::new(),
+            task_queue: String::new(),
+            arguments: Vec::new(),
+            timeouts: schedule.timeouts,
+            retry: None,
+            call_site: None,
+            arguments_hash: command.arguments_hash,
+            summary: String::new(),
+            priority: schedule.priority,
+            refused: None,
+        };
+        if let Err(limit) = self.check_activity(command, schedule) {
+            event.activity_type = harmless(&schedule.activity_type, self.limits);
+            event.task_queue = harmless(queue, self.limits);
+            event.call_site = self.harmless_site(command);
+            event.refused = Some(limit.clone());
+            self.refused.push(number);
+            self.facts.push(record(self.now, refused(number, limit)));
+        } else {
+            event.activity_type.clone_from(&schedule.activity_type);
+            queue.clone_into(&mut event.task_queue);
+            event.arguments.clone_from(&schedule.arguments);
+            event.retry.clone_from(&schedule.retry);
+            event.call_site.clone_from(&command.call_site);
+            event.summary.clone_from(&command.summary);
+            self.scheduled.push(number);
+        }
+        Ok(Attributes::ActivityScheduled(event))
+    }
+
+    fn check_activity(&self, command: &Command, schedule: &ScheduleActivity) -> Result<(), Limit> {
+        let limits = self.limits;
+        check_id("activity_type_bytes", &schedule.activity_type, limits)?;
+        check_id("task_queue_bytes", &schedule.task_queue, limits)?;
+        self.check_annotations(command)?;
+        let mut text = command.summary.len();
+        if let Some(retry) = &schedule.retry {
+            for kind in &retry.non_retryable_kinds {
+                check_id("failure_kind_bytes", kind, limits)?;
+                text += kind.len();
+            }
+            check_duration("retry_initial_interval_us", retry.initial_interval_us)?;
+            check_duration("retry_max_interval_us", retry.max_interval_us)?;
+            let factor = retry.backoff_coefficient;
+            if factor != 0.0 && !(1.0..=1_000.0).contains(&factor) {
+                return Err(limit("retry_backoff_coefficient_from_1", 1_000, factor as u64));
+            }
+        }
+        if let Some(timeouts) = &schedule.timeouts {
+            check_duration("start_to_close_us", timeouts.start_to_close_us)?;
+            check_duration("schedule_to_start_us", timeouts.schedule_to_start_us)?;
+            check_duration("schedule_to_close_us", timeouts.schedule_to_close_us)?;
+            check_duration("heartbeat_us", timeouts.heartbeat_us)?;
+        }
+        check_payloads(&schedule.arguments, text, limits)?;
+        let pending = (self.run.activities.len() + self.scheduled.len()) as u64;
+        if pending >= limits.pending_activities {
+            return Err(limit("pending_activities", limits.pending_activities, pending + 1));
+        }
+        Ok(())
+    }
+
+    /// Checks what stands beside a command for people.
+    fn check_annotations(&self, command: &Command) -> Result<(), Limit> {
+        check_text(&command.summary)?;
+        match &command.call_site {
+            Some(site) => check_id("call_site_bytes", &site.file, self.limits),
+            None => Ok(()),
+        }
+    }
+
+    fn harmless_site(&self, command: &Command) -> Option<v1::CallSite> {
+        let site = command.call_site.as_ref()?;
+        Some(v1::CallSite { file: harmless(&site.file, self.limits), ..*site })
+    }
+
+    fn cancel_activity(&mut self, number: u32) -> Result<Attributes, Malformed> {
+        if self.cancelled.contains(&number) {
+            return Err("it cancels an activity that is cancelled already");
+        }
+        self.cancelled.push(number);
+        let event = Attributes::ActivityCancelRequested(ActivityCancelRequested { number });
+        if self.scheduled.binary_search(&number).is_ok() {
+            self.facts.push(record(self.now, cancelled(number, 0, None)));
+            return Ok(event);
+        }
+        let Some(activity) = self.run.activity(number) else {
+            let mut facts = self.run.inbox.iter();
+            let closed =
+                facts.any(|fact| closed_activity(fact).is_some_and(|(closed, _)| closed == number));
+            // It has closed, and the code could not know or has just learnt: nothing to do.
+            if closed || self.refused.binary_search(&number).is_ok() {
+                return Ok(event);
+            }
+            return Err("it cancels an activity that is not pending");
+        };
+        if activity.cancel_requested {
+            return Err("it cancels an activity that is cancelled already");
+        }
+        match &activity.attempt {
+            Attempt::Running(running) => self.effects.push(Effect::CancelAttempt {
+                token: running.token,
+                session: running.session,
+                reason: CancelReason::Requested,
+            }),
+            Attempt::Ready { .. } => self.effects.push(Effect::WithdrawActivity { number }),
+            Attempt::BackingOff { .. } | Attempt::Unknown { .. } => {}
+        }
+        if activity.is_at_home() {
+            self.facts.push(record(self.now, cancelled(number, activity.attempts(), None)));
+            self.pending.push(number);
+        }
+        Ok(event)
+    }
+
+    fn start_timer(
+        &mut self,
+        command: &Command,
+        start: StartTimer,
+    ) -> Result<Attributes, Malformed> {
+        if !self.numbers.take_call(command.number) {
+            return Err("its number is not greater than those of the calls before");
+        }
+        let number = command.number;
+        self.timers.push(number);
+        let mut event = TimerStarted {
+            number,
+            duration_us: start.duration_us,
+            fire_at_us: 0,
+            call_site: None,
+            summary: String::new(),
+            refused: None,
+        };
+        if let Err(limit) = self.check_timer(command, start) {
+            event.fire_at_us = self.event_time.as_micros();
+            event.call_site = self.harmless_site(command);
+            event.refused = Some(limit);
+            self.facts.push(fired(self.now, number));
+        } else {
+            // Counted from the event's own time, so that it is never early by the run's clock.
+            let fire_at = self
+                .event_time
+                .plus_micros(start.duration_us)
+                .plus_micros(self.limits.clock_error_us);
+            event.fire_at_us = fire_at.as_micros();
+            event.call_site.clone_from(&command.call_site);
+            event.summary.clone_from(&command.summary);
+        }
+        Ok(Attributes::TimerStarted(event))
+    }
+
+    fn check_timer(&self, command: &Command, start: StartTimer) -> Result<(), Limit> {
+        check_duration("timer_duration_us", start.duration_us)?;
+        self.check_annotations(command)?;
+        check_payloads([], command.summary.len(), self.limits)?;
+        let pending = (self.run.timers.len() + self.timers.len()) as u64;
+        if pending > self.limits.pending_timers {
+            return Err(limit("pending_timers", self.limits.pending_timers, pending));
+        }
+        Ok(())
+    }
+
+    fn cancel_timer(&mut self, number: u32) -> Result<Attributes, Malformed> {
+        if self.cancelled_timers.contains(&number) {
+            return Err("it cancels a timer that is cancelled already");
+        }
+        let firing = self.run.inbox.iter().position(|fact| is_firing_of(fact, number));
+        if self.timers.binary_search(&number).is_ok() {
+            // A refused timer was due at once; cancelled by the same task it never fires.
+            self.facts.retain(|fact| !is_firing_of(fact, number));
+        } else if let Some(place) = firing {
+            self.taken_back += usize::from(place >= self.open.taken);
+        } else if self.run.timer_place(number).is_none() {
+            return Err("it cancels a timer that is not pending");
+        }
+        self.cancelled_timers.push(number);
+        Ok(Attributes::TimerCancelled(TimerCancelled { number }))
+    }
+
+    fn record_marker(
+        &mut self,
+        command: &Command,
+        marker: &RecordMarker,
+    ) -> Result<Attributes, Malformed> {
+        if command.number == 0 || !self.numbers.take(command.number) {
+            return Err("its number is used already");
+        }
+        if !matches!(marker.kind(), MarkerKind::LocalActivity | MarkerKind::RecordedValue)
+            || MarkerKind::try_from(marker.kind).is_err()
+        {
+            return Err("its kind of marker is unknown");
+        }
+        if LocalActivityFailureCause::try_from(marker.cause).is_err() {
+            return Err("its cause of failure is unknown");
+        }
+        let mut event = MarkerRecorded {
+            number: command.number,
+            kind: marker.kind,
+            name: String::new(),
+            result: None,
+            failure: None,
+            cause: 0,
+            attempts: marker.attempts,
+            call_site: None,
+            arguments_hash: command.arguments_hash,
+            refused: None,
+        };
+        if let Err(limit) = self.check_marker(command, marker) {
+            event.name = harmless(&marker.name, self.limits);
+            event.call_site = self.harmless_site(command);
+            event.refused = Some(limit);
+        } else {
+            event.name.clone_from(&marker.name);
+            event.result.clone_from(&marker.result);
+            event.failure.clone_from(&marker.failure);
+            event.cause = marker.cause;
+            event.call_site.clone_from(&command.call_site);
+        }
+        Ok(Attributes::MarkerRecorded(event))
+    }
+
+    fn check_marker(&self, command: &Command, marker: &RecordMarker) -> Result<(), Limit> {
+        check_id("activity_type_bytes", &marker.name, self.limits)?;
+        self.check_annotations(command)?;
+        check_payloads(&marker.result, 0, self.limits)?;
+        self.check_failure(marker.failure.as_ref())
+    }
+
+    /// Puts the decision together.
+    pub(super) fn finish(mut self, completion: &TaskCompletion) -> Decision {
+        let command_events = (self.records.len() - 1) as u32;
+        let untaken = self.run.inbox.len() - self.open.taken - self.taken_back;
+        self.records[0] = record(
+            self.now,
+            Attributes::WorkflowTaskCompleted(WorkflowTaskCompleted {
+                task_id: Some(self.open.task_id.to_wire()),
+                handed_out_at_us: self.open.handed_out_at.as_micros(),
+                facts_taken: self.open.taken as u32,
+                command_events,
+                more: completion.more && !self.closes,
+                build_id: completion.worker.build_id.clone(),
+                identity: completion.worker.identity.clone(),
+                sdk_flags: completion.sdk_flags.clone(),
+                untaken_facts: if self.closes { untaken as u32 } else { 0 },
+            }),
+        );
+        let mut decision = Decision {
+            leases: vec![LeaseChange::Sticky(completion.worker.session)],
+            ..Decision::default()
+        };
+        if self.closes {
+            // Nothing follows a closing event, so what was called here is never made.
+            decision.records = self.records;
+            self.run.let_go(&mut decision);
+            return decision;
+        }
+        for number in self.pending {
+            if let Some(activity) = self.run.activity(number) {
+                remove_row(activity, &mut decision);
+            }
+        }
+        decision.effects = self.effects;
+        for number in self.scheduled {
+            if !self.cancelled.contains(&number) {
+                decision.effects.push(Effect::OfferActivity { number });
+            }
+        }
+        if completion.more {
+            decision.effects.push(Effect::OfferTaskWhenDurable);
+        } else if untaken > 0 || !self.facts.is_empty() {
+            decision.effects.push(Effect::OfferTask);
+        }
+        decision.records = self.records;
+        decision.records.append(&mut self.facts);
+        decision
+    }
+}
+
+/// A close that broke a limit fails the run with that limit.
+fn fail_workflow(limit: Limit, unread_signals: &[u64]) -> Attributes {
+    Attributes::WorkflowExecutionFailed(WorkflowExecutionFailed {
+        failure: Some(broken_limit(&limit)),
+        unread_signals: unread_signals.to_vec(),
+        refused: Some(limit),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use onward_proto::v1::{
+        ActivityFailureCause, RecordMarker, command::Kind, history_event::Attributes,
+    };
+
+    use super::super::super::{fixture::*, *};
+
+    #[test]
+    fn each_command_yields_one_event_and_refused_calls_close_in_the_same_step() {
+        let limits = Limits { payload_bytes: 100, ..Limits::default() };
+        let mut big = call(1);
+        if let Some(Kind::ScheduleActivity(schedule)) = &mut big.kind {
+            schedule.arguments = vec![payload(&"x".repeat(101))];
+        }
+        let story = given(history_of(&start_request(), limits))
+            .task([big, call(2), timer(3, -1), marker(4, &"y".repeat(101))])
+            .then_effects("offer2 offer-task")
+            .then_history("started task(0) call1! call2 timer3! marker4!")
+            .then_inbox("broke1#0:Refused fired3");
+        let events = story.events();
+        let Some(Attributes::ActivityScheduled(event)) = &events[2].attributes else { panic!() };
+        assert!(event.arguments.is_empty());
+        assert_eq!(event.activity_type, "charge");
+        let limit = event.refused.as_ref().unwrap();
+        assert_eq!((limit.name.as_str(), limit.limit), ("payload_bytes_per_command", 100));
+        let Some(Attributes::ActivityFailed(fact)) = &story.run.inbox[0].attributes else {
+            panic!()
+        };
+        assert_eq!(fact.refused.as_ref(), Some(limit));
+        assert_eq!(fact.cause(), ActivityFailureCause::Refused);
+        story.task([]).then_history(
+            "started task(0) call1! call2 timer3! marker4! broke1#0:Refused fired3 task(2)",
+        );
+    }
+
+    #[test]
+    fn too_many_pending_activities_and_timers_are_refused() {
+        let limits = Limits { pending_activities: 2, pending_timers: 1, ..Limits::default() };
+        given(history_of(&start_request(), limits))
+            .task([call(1), call(2), call(3), timer(4, 1), timer(5, 1)])
+            .then_history("started task(0) call1 call2 call3! timer4 timer5!")
+            .then_inbox("broke3#0:Refused fired5")
+            .dispatched(1)
+            .returned(1)
+            .task([call(6), call(7)])
+            .then_inbox("broke7#0:Refused");
+    }
+
+    #[test]
+    fn a_text_with_nul_is_refused_and_not_stored() {
+        let mut bad = call(1);
+        if let Some(Kind::ScheduleActivity(schedule)) = &mut bad.kind {
+            schedule.activity_type = "a\0b".into();
+        }
+        let mut noted = timer(2, 1);
+        noted.summary = "\0".into();
+        let story = history().task([bad, noted]).then_history("started task(0) call1! timer2!");
+        let events = story.events();
+        let Some(Attributes::ActivityScheduled(call)) = &events[2].attributes else { panic!() };
+        let Some(Attributes::TimerStarted(timer)) = &events[3].attributes else { panic!() };
+        assert_eq!((call.activity_type.as_str(), timer.summary.as_str()), ("a\u{fffd}b", ""));
+        assert_eq!(call.refused.as_ref().unwrap().name, "nul_characters_in_text");
+    }
+
+    #[test]
+    fn a_malformed_completion_fails_the_task() {
+        let unknown = onward_proto::v1::Command { number: 9, ..Default::default() };
+        let wrong_marker = |kind| {
+            let marker = RecordMarker { kind, ..RecordMarker::default() };
+            let kind = Some(Kind::RecordMarker(marker));
+            onward_proto::v1::Command { number: 9, kind, ..Default::default() }
+        };
+        for commands in [
+            vec![unknown],
+            vec![call(0)],
+            vec![call(1)],
+            vec![call(3), call(3)],
+            vec![call(4), timer(3, 1)],
+            vec![marker(2, "v")],
+            vec![cancel_call(7)],
+            vec![cancel_call(2)],
+            vec![cancel_call(1), cancel_call(1)],
+            vec![cancel_timer(1)],
+            vec![cancel_timer(2), cancel_timer(2)],
+            vec![complete("a"), call(3)],
+            vec![complete("a"), complete("b")],
+            vec![wrong_marker(0)],
+            vec![wrong_marker(77)],
+            vec![call(u32::MAX), marker(u32::MAX, "v")],
+        ] {
+            let story = history().task([call(1), timer(2, secs(1))]).signal("a").handed_out();
+            let completion = story.completion(commands);
+            let said = format!("{:?}", completion.commands);
+            let story = story.when(&Input::CompleteTask(completion));
+            assert_eq!(
+                tell(&story.events()),
+                "started task(0) call1 timer2 task-failed:BadCommands",
+                "{said}"
+            );
+            story.then_inbox("signal:a");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Tasks that failed: when the next goes out, and what is recorded.
+
+use onward_proto::{
+    Timestamp,
+    v1::{Failure, WorkflowTaskFailed, WorkflowTaskFailureCause, history_event::Attributes},
+};
+
+use super::{
+    super::{
+        Decision, Effect, LeaseChange, Rejection, Run, TaskId,
+        limits::{cut_failure, record},
+    },
+    Open,
+};
+
+/// The wait after a failed task; it doubles with each further one.
+const FIRST_BACKOFF_US: i64 = 1_000_000;
+
+/// The longest wait after a failed task.
+const MAX_BACKOFF_US: i64 = 100_000_000;
+
+/// Bytes of a task's failure that are kept.
+const FAILURE_BYTES: u64 = 64 << 10;
+
+/// How the last task failed.
+#[derive(Debug)]
+pub(in crate::engine) struct LastFailure {
+    pub(in crate::engine) cause: WorkflowTaskFailureCause,
+    pub(in crate::engine) failure: Option<Box<Failure>>,
+    pub(in crate::engine) identity: String,
+}
+
+impl Run {
+    pub(in crate::engine) fn decide_fail_task(
+        &self,
+        now: Timestamp,
+        task_id: TaskId,
+        cause: WorkflowTaskFailureCause,
+        failure: Option<&Failure>,
+    ) -> Result<Decision, Rejection> {
+        let open = self.the_open_task(task_id)?;
+        Ok(self.fail_task(now, open, cause, failure.cloned()))
+    }
+
+    /// The open task has failed: it goes out again, the first time at once if its worker vanished,
+    /// else after a wait that doubles. Each distinct cause is recorded once.
+    pub(in crate::engine) fn fail_task(
+        &self,
+        now: Timestamp,
+        open: &Open,
+        cause: WorkflowTaskFailureCause,
+        failure: Option<Failure>,
+    ) -> Decision {
+        let mut decision = Decision::default();
+        let failure = failure.map(|failure| cut_failure(&failure, FAILURE_BYTES));
+        if !self.task.recorded.contains(&cause) {
+            decision.records.push(record(
+                now,
+                Attributes::WorkflowTaskFailed(WorkflowTaskFailed {
+                    task_id: Some(open.task_id.to_wire()),
+                    cause: cause.into(),
+                    failure: failure.clone(),
+                    build_id: open.worker.build_id.clone(),
+                    identity: open.worker.identity.clone(),
+                }),
+            ));
+        }
+        let vanished = matches!(
+            cause,
+            WorkflowTaskFailureCause::WorkerLost | WorkflowTaskFailureCause::TimedOut
+        );
+        let not_before = if vanished && self.task.failures == 0 {
+            decision.effects.push(Effect::OfferTask);
+            None
+        } else {
+            let doublings = self.task.failures.min(20);
+            let wait = FIRST_BACKOFF_US.saturating_mul(1 << doublings).min(MAX_BACKOFF_US);
+            Some(now.plus_micros(wait))
+        };
+        decision.leases.push(LeaseChange::TaskFailed {
+            cause,
+            failure: failure.map(Box::new),
+            not_before,
+            identity: open.worker.identity.clone(),
+        });
+        decision
+    }
+
+    /// Folds what no record tells about the task in.
+    pub(in crate::engine) fn task_failed(
+        &mut self,
+        cause: WorkflowTaskFailureCause,
+        failure: Option<Box<Failure>>,
+        not_before: Option<Timestamp>,
+        identity: String,
+    ) {
+        self.task.open = None;
+        self.task.failures = self.task.failures.saturating_add(1);
+        self.task.not_before = not_before;
+        self.task.last_failure = Some(Box::new(LastFailure { cause, failure, identity }));
+        // The failure evicted the run from that worker's cache.
+        self.task.sticky = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use onward_proto::v1::{WorkflowTaskFailureCause as Cause, WorkflowTaskState};
+
+    use super::super::super::{fixture::*, *};
+
+    #[test]
+    fn a_lost_workers_task_goes_out_again_at_once_and_then_backs_off() {
+        let story = history().signal("a").handed_out().session_lost(1).then_effects("offer-task");
+        let story = story.then_history("started task-failed:WorkerLost").handed_out_to(2);
+        let story = story.then_handed_out("started task-failed:WorkerLost signal:a");
+        let story = story.session_lost(2).then_effects("");
+        let until = story.wake_in(secs(2));
+        let story = story.then_wakes(Wake::Hot(Some(until))).handed_out();
+        assert_eq!(story.handed_out.len(), 2, "it backs off");
+        let story = story.passes(secs(2)).then_effects("offer-task").handed_out();
+        assert_eq!(story.handed_out[2].1.attempt, 3);
+        story.completed([]).then_history("started task-failed:WorkerLost signal:a task(1)");
+    }
+
+    #[test]
+    fn each_distinct_cause_is_recorded_once_before_the_untaken_facts() {
+        let mut story = history().signal("a");
+        for cause in [Cause::Panic, Cause::Panic, Cause::NonDeterminism, Cause::Panic] {
+            story = story.handed_out().task_failed(cause).passes(secs(100));
+        }
+        story = story.then_history("started task-failed:Panic task-failed:NonDeterminism");
+        let task = story.run.describe(story.now, &|_| 1, &story.limits).task.unwrap();
+        assert!(task.blocked);
+        assert_eq!((task.attempt, task.last_cause()), (5, Cause::Panic));
+        // The recorded causes survive a load, the counts do not; a completed task clears both.
+        story = story.reload().handed_out().task_failed(Cause::Panic).passes(secs(100));
+        assert!(!story.run.has_incident(&story.limits));
+        story = story.task([]).signal("b").handed_out().task_failed(Cause::Panic);
+        story.then_history(
+            "started task-failed:Panic task-failed:NonDeterminism signal:a task(1) \
+             task-failed:Panic",
+        );
+    }
+
+    #[test]
+    fn a_task_without_a_sign_of_life_fails_at_its_deadline() {
+        let mut story = history().handed_out().after(secs(6));
+        let task = story.newest_task();
+        assert!(story.run.renew_task(story.now, task, &story.limits));
+        let end = story.wake_in(secs(10));
+        story = story.then_wakes(Wake::Hot(Some(end))).passes(secs(10) - 1).then_effects("");
+        story = story.passes(1).then_effects("offer-task");
+        assert!(!story.run.renew_task(story.now, task, &story.limits));
+        story = story.completed([]).then_rejected(&Rejection::Stale);
+        story.then_history("started task-failed:TimedOut");
+    }
+
+    #[test]
+    fn a_task_that_backs_off_is_not_offered_for_new_facts() {
+        let story = history().handed_out().task_failed(Cause::Panic).signal("a").then_effects("");
+        let info = story.run.describe(story.now, &|_| 1, &story.limits).task.unwrap();
+        assert_eq!(info.state(), WorkflowTaskState::BackingOff);
+        story.passes(secs(1)).then_effects("offer-task").task([]);
+    }
+}

@@ -1,0 +1,67 @@
+//! Workflow tasks: "advance this run".
+//!
+//! ```text
+//! nothing to do ── a fact arrives ──▶ owed ── hand-out ──▶ in flight ── completed ──▶ nothing to do
+//!                                     ▲  ▲                  │  │                       or owed
+//!                                     │  └── backing off ◀──┘  │ failed, lost, too late
+//!                                     └── void ◀───────────────┘ a close with signals unseen
+//! ```
+//!
+//! At most one is in flight. It takes the whole inbox as it stands at hand-out; nothing is written
+//! until it completes. A completion is recorded as one step: the task, one event for each command,
+//! then the facts that follow from refused commands.
+
+mod commands;
+mod completion;
+mod failure;
+mod hand_out;
+mod numbers;
+
+pub use hand_out::{OpenTask, TaskOffer};
+pub(super) use numbers::Numbers;
+
+use failure::LastFailure;
+
+use onward_proto::{Timestamp, v1::WorkflowTaskFailureCause};
+
+use super::{SessionId, TaskId, Worker};
+
+/// Where a run's workflow task stands. All of it is a lease, but for the recorded causes.
+#[derive(Debug, Default)]
+pub(super) struct TaskLease {
+    /// The task in flight.
+    pub(super) open: Option<Box<Open>>,
+    /// The next task repeats a void one, and holds signals.
+    pub(super) repeat: bool,
+    /// Failed hand-outs since the last completed task.
+    pub(super) failures: u32,
+    /// When the next hand-out may be, after a failure.
+    pub(super) not_before: Option<Timestamp>,
+    /// The last failure.
+    pub(super) last_failure: Option<Box<LastFailure>>,
+    /// The session that ran the last task.
+    pub(super) sticky: Option<SessionId>,
+    /// Durable: causes on record since the last completed task.
+    pub(super) recorded: Vec<WorkflowTaskFailureCause>,
+}
+
+/// The task in flight.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) task_id: TaskId,
+    pub(super) worker: Worker,
+    pub(super) handed_out_at: Timestamp,
+    /// How many facts it took: the oldest of the inbox.
+    pub(super) taken: usize,
+    pub(super) deadline: Timestamp,
+    /// New signals wait until it ends.
+    pub(super) holds_signals: bool,
+}
+
+/// The last completed task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LastTask {
+    pub(super) task_id: TaskId,
+    pub(super) handed_out_at: Timestamp,
+    pub(super) more: bool,
+}
