@@ -14,8 +14,8 @@ use onward_proto::{
 };
 
 use super::{
-    Decision, Effect, Limits, Rejection, RequestKind, Run, Stop, activity::Attempt, limits::record,
-    signal::check_stop,
+    Decision, Effect, Limits, Rejection, RequestKind, Run, Stop, activity::Attempt,
+    deadlines::Deadlines, limits::record, signal::check_stop,
 };
 
 /// How a run ended.
@@ -160,6 +160,8 @@ impl Run {
         self.head = Vec::new();
         self.timers = Vec::new();
         self.activities = Vec::new();
+        self.active = 0;
+        self.deadlines = Deadlines::default();
         self.task.open = None;
         self.task.not_before = None;
         self.task.repeat = false;

@@ -20,7 +20,7 @@ use onward_proto::{
 };
 use uuid::Uuid;
 
-use super::{history::HistoryFold, *};
+use super::{deadlines::Due, history::HistoryFold, *};
 
 /// When every story begins.
 pub(super) const BEGIN: i64 = 1_790_000_000_000_000;
@@ -189,6 +189,10 @@ impl Story {
         let mut fold = self.fold();
         fold.drain();
         assert!(fold.inbox().eq(self.run.inbox.iter()), "both folds have the same inbox");
+        let deadlines: Vec<_> = self.run.deadlines.iter().collect();
+        assert_eq!(deadlines, scan_for_deadlines(&self.run), "the set has what a scan finds");
+        let active = self.run.activities.iter().filter(|activity| activity.is_active()).count();
+        assert_eq!(self.run.active as usize, active);
         if self.run.is_closed() {
             assert_eq!(self.run.wake(), Wake::Never);
             assert!(self.pending.is_empty(), "a closed run has no rows of pending");
@@ -272,6 +276,7 @@ impl Story {
             assert_eq!(open.next_event_id(), handed_out.next_event_id);
             self.handed_out.push((task_id, handed_out));
         }
+        self.check();
         self
     }
 
@@ -401,6 +406,27 @@ impl Story {
     pub(super) fn with_pollers(&self, pollers: usize) -> Vec<String> {
         self.run.describe(self.now, &|_| pollers, &self.limits).waits_for
     }
+}
+
+/// The deadlines of a run, soonest first, read from where each follows from.
+fn scan_for_deadlines(run: &Run) -> Vec<(Timestamp, Due)> {
+    if run.is_closed() {
+        return Vec::new();
+    }
+    let own = [
+        (run.workflow_timeout().map(|(at, _)| at), Due::Workflow),
+        (run.task.open.as_ref().map(|open| open.deadline), Due::Task),
+        (run.task.not_before, Due::TaskBackoff),
+    ];
+    let timers = run.timers.iter().map(|timer| (Some(timer.fire_at), Due::Timer(timer.number)));
+    let activities = run
+        .activities
+        .iter()
+        .map(|activity| (activity.deadline(), Due::Activity(activity.number())));
+    let all = own.into_iter().chain(timers).chain(activities);
+    let mut deadlines: Vec<_> = all.filter_map(|(at, what)| Some((at?, what))).collect();
+    deadlines.sort_unstable();
+    deadlines
 }
 
 /// All of a run that is found again after a crash.

@@ -12,6 +12,7 @@
 
 mod activity;
 mod close;
+mod deadlines;
 mod describe;
 pub mod history;
 mod input;

@@ -14,8 +14,9 @@ use super::{
     Unreadable, Wake,
     activity::{Activity, Attempt},
     close::Closed,
+    deadlines::{Deadlines, Due},
     history::{Step, stamp, steps},
-    timer::Timer,
+    timer::{Timer, fired},
     workflow_task::{LastTask, Numbers, TaskLease},
 };
 use crate::store::HistorySize;
@@ -72,6 +73,10 @@ pub struct Run {
     /// By number. Boxed, so that closing one of thousands moves pointers only.
     #[allow(clippy::vec_box)]
     pub(super) activities: Vec<Box<Activity>>,
+    /// Activities that are ready, out, or may be out: all but those that back off.
+    pub(super) active: u32,
+    /// Of the run, its task, its timers and its activities.
+    pub(super) deadlines: Deadlines,
     /// Signals accepted so far.
     pub(super) signals: u64,
     pub(super) cancel_requested: bool,
@@ -97,6 +102,8 @@ impl Run {
             numbers: Numbers::default(),
             timers: Vec::new(),
             activities: Vec::new(),
+            active: 0,
+            deadlines: Deadlines::default(),
             signals: 0,
             cancel_requested: false,
             requests,
@@ -132,10 +139,10 @@ impl Run {
         }
         for (number, row) in pending {
             // A row of an activity that has closed would have gone with the closing event.
-            let activity = run.activity_mut(*number).ok_or_else(|| {
+            let place = run.activity_place(*number).ok_or_else(|| {
                 Unreadable::new(format!("activity {number} has a row but is not pending"))
             })?;
-            activity.row = Some(Box::new(row.clone()));
+            run.change_activity(place, |activity| activity.row = Some(Box::new(row.clone())));
         }
         run.load_attempts(now, work, limits);
         run.requests.prune(now, limits);
@@ -192,10 +199,12 @@ impl Run {
             self.apply_lease(lease);
         }
         for (number, row) in &decision.pending {
-            if let Some(activity) = self.activity_mut(*number) {
-                activity.row = row.clone().map(Box::new);
-                activity.unsaved_details = None;
-                activity.saved_at = now;
+            if let Some(place) = self.activity_place(*number) {
+                self.change_activity(place, |activity| {
+                    activity.row = row.clone().map(Box::new);
+                    activity.unsaved_details = None;
+                    activity.saved_at = now;
+                });
             }
         }
         if !decision.records.is_empty() || !decision.requests.is_empty() {
@@ -241,8 +250,14 @@ impl Run {
             Some(_) | None => Decision::default(),
         };
         let failed = decision.records.len();
-        decision.records.extend(self.due_timers(now));
-        self.expire_activities(now, limits, &mut decision);
+        for due in self.deadlines.due(now) {
+            match due {
+                Due::Timer(number) => decision.records.push(fired(now, number)),
+                Due::Activity(number) => self.expire_activity(now, number, limits, &mut decision),
+                // The run's own is not due, and those of its task stand around the facts.
+                Due::Workflow | Due::Task | Due::TaskBackoff => {}
+            }
+        }
         if self.task.not_before.is_some_and(|time| time <= now) {
             decision.leases.push(LeaseChange::TaskBackoffOver);
             decision.effects.push(Effect::OfferTask);
@@ -324,6 +339,8 @@ impl Run {
         match attributes {
             Attributes::WorkflowExecutionStarted(started) => {
                 *self.started = started.clone();
+                let timeout = self.workflow_timeout().map(|(at, _)| at);
+                self.deadlines.change(Due::Workflow, None, timeout);
                 self.accept(at, RequestKind::Start, &started.request_id);
             }
             Attributes::SignalReceived(signal) => {
@@ -376,14 +393,14 @@ impl Run {
     /// Folds in what no record tells.
     fn apply_lease(&mut self, lease: &LeaseChange) {
         match lease {
-            LeaseChange::TaskVoid => {
-                self.task.open = None;
-                self.task.repeat = true;
-            }
+            LeaseChange::TaskVoid => self.change_task(|task| {
+                task.open = None;
+                task.repeat = true;
+            }),
             LeaseChange::TaskFailed { cause, failure, not_before, identity } => {
                 self.task_failed(*cause, failure.clone(), *not_before, identity.clone());
             }
-            LeaseChange::TaskBackoffOver => self.task.not_before = None,
+            LeaseChange::TaskBackoffOver => self.change_task(|task| task.not_before = None),
             LeaseChange::Sticky(session) => self.task.sticky = Some(*session),
             LeaseChange::SessionLost { session, claimable_until } => {
                 if self.task.sticky == Some(*session) {
@@ -392,18 +409,20 @@ impl Run {
                 self.lose_attempts(*session, *claimable_until);
             }
             LeaseChange::Attempt { number, attempt } => {
-                if let Some(activity) = self.activity_mut(*number) {
-                    activity.attempt = attempt.clone();
+                if let Some(place) = self.activity_place(*number) {
+                    self.change_activity(place, |activity| activity.attempt = attempt.clone());
                 }
             }
             LeaseChange::Heartbeat { number, at, details } => {
-                if let Some(activity) = self.activity_mut(*number) {
-                    if let Attempt::Running(running) = &mut activity.attempt {
-                        running.sign_at = running.sign_at.max(*at);
-                    }
-                    if details.is_some() {
-                        activity.unsaved_details.clone_from(details);
-                    }
+                if let Some(place) = self.activity_place(*number) {
+                    self.change_activity(place, |activity| {
+                        if let Attempt::Running(running) = &mut activity.attempt {
+                            running.sign_at = running.sign_at.max(*at);
+                        }
+                        if details.is_some() {
+                            activity.unsaved_details.clone_from(details);
+                        }
+                    });
                 }
             }
         }
@@ -414,23 +433,8 @@ impl Run {
         if self.is_closed() {
             return Wake::Never;
         }
-        let mut hot = self.task.open.is_some() || self.owes_task();
-        let mut next = self.workflow_timeout().map(|(at, _)| at);
-        let mut consider = |at: Option<Timestamp>| {
-            if let Some(at) = at {
-                next = Some(next.map_or(at, |next| next.min(at)));
-            }
-        };
-        consider(self.task.open.as_ref().map(|open| open.deadline));
-        consider(self.task.not_before);
-        for timer in &self.timers {
-            consider(Some(timer.fire_at));
-        }
-        for activity in &self.activities {
-            consider(activity.deadline());
-            hot |= !matches!(activity.attempt, Attempt::BackingOff { .. });
-        }
-        match (hot, next) {
+        let hot = self.task.open.is_some() || self.owes_task() || self.active > 0;
+        match (hot, self.deadlines.next()) {
             (true, next) => Wake::Hot(next),
             (false, Some(next)) => Wake::Cold(next),
             (false, None) => Wake::Never,
@@ -487,6 +491,7 @@ impl Run {
             + self.inbox.capacity() * size_of::<HistoryEvent>()
             + self.inbox_bytes * 2
             + self.timers.capacity() * size_of::<Timer>()
+            + self.deadlines.heap_bytes()
             + activities
             + self.requests.memory_bytes()
     }

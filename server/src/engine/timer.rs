@@ -14,7 +14,7 @@ use onward_proto::{
     v1::{HistoryEvent, TimerFired, TimerStarted, history_event::Attributes},
 };
 
-use super::{Run, limits::record};
+use super::{Run, deadlines::Due, limits::record};
 
 /// A timer that has neither fired nor been cancelled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +38,12 @@ impl Run {
 
     /// Folds a started timer in.
     pub(super) fn start_timer(&mut self, at: Timestamp, timer: &TimerStarted) {
+        let fire_at = Timestamp::from_micros(timer.fire_at_us);
+        self.deadlines.change(Due::Timer(timer.number), None, Some(fire_at));
         self.timers.push(Timer {
             number: timer.number,
             started_at: at,
-            fire_at: Timestamp::from_micros(timer.fire_at_us),
+            fire_at,
             summary: timer.summary.as_str().into(),
         });
     }
@@ -49,20 +51,9 @@ impl Run {
     /// Folds the end of a timer in; one that has ended already stays so.
     pub(super) fn end_timer(&mut self, number: u32) {
         if let Some(place) = self.timer_place(number) {
-            self.timers.remove(place);
+            let timer = self.timers.remove(place);
+            self.deadlines.change(Due::Timer(number), Some(timer.fire_at), None);
         }
-    }
-
-    /// The firings of all timers that are due, in the order of their deadlines.
-    pub(super) fn due_timers(&self, now: Timestamp) -> impl Iterator<Item = HistoryEvent> {
-        let mut due: Vec<(Timestamp, u32)> = self
-            .timers
-            .iter()
-            .filter(|timer| timer.fire_at <= now)
-            .map(|timer| (timer.fire_at, timer.number))
-            .collect();
-        due.sort_unstable();
-        due.into_iter().map(move |(_, number)| fired(now, number))
     }
 }
 

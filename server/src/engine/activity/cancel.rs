@@ -25,11 +25,13 @@ impl Activity {
 impl Run {
     /// Folds a request to stop in. An activity that has closed stays closed.
     pub(in crate::engine) fn cancel_activity(&mut self, number: u32) {
-        if let Some(activity) = self.activity_mut(number) {
-            activity.cancel_requested = true;
-            if let Attempt::Ready { since, may_be_out: true } = activity.attempt {
-                activity.attempt = Attempt::Unknown { since, claimable_until: since };
-            }
+        if let Some(place) = self.activity_place(number) {
+            self.change_activity(place, |activity| {
+                activity.cancel_requested = true;
+                if let Attempt::Ready { since, may_be_out: true } = activity.attempt {
+                    activity.attempt = Attempt::Unknown { since, claimable_until: since };
+                }
+            });
         }
     }
 

@@ -66,19 +66,23 @@ impl Activity {
 impl Run {
     /// After a load: what may be out becomes claimable.
     pub(in crate::engine) fn load_attempts(&mut self, now: Timestamp, work: Work, limits: &Limits) {
-        for activity in &mut self.activities {
-            activity.attempt = activity.after_load(now, work, limits);
+        for place in 0..self.activities.len() {
+            self.change_activity(place, |activity| {
+                activity.attempt = activity.after_load(now, work, limits);
+            });
         }
     }
 
     /// The attempts of a lost session become claimable.
     pub(in crate::engine) fn lose_attempts(&mut self, session: SessionId, until: Timestamp) {
-        for activity in &mut self.activities {
-            if let Attempt::Running(running) = &mut activity.attempt
-                && running.session == session
-            {
-                running.claimable_until = Some(until);
-            }
+        for place in 0..self.activities.len() {
+            self.change_activity(place, |activity| {
+                if let Attempt::Running(running) = &mut activity.attempt
+                    && running.session == session
+                {
+                    running.claimable_until = Some(until);
+                }
+            });
         }
     }
 

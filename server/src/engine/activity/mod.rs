@@ -32,7 +32,7 @@ use onward_proto::{
 };
 use prost::Message as _;
 
-use super::{Run, SessionId, Token};
+use super::{Run, SessionId, Token, deadlines::Due};
 
 /// An activity that has not closed.
 #[derive(Debug)]
@@ -98,6 +98,11 @@ impl Activity {
         self.scheduled.number
     }
 
+    /// Whether it is more than a wait between two attempts.
+    pub(super) fn is_active(&self) -> bool {
+        !matches!(self.attempt, Attempt::BackingOff { .. })
+    }
+
     /// Attempts that have ended or were written off.
     pub(super) fn attempts(&self) -> u32 {
         self.row.as_ref().map_or(0, |row| row.attempts)
@@ -149,19 +154,32 @@ impl Run {
         self.activity_place(number).map(|place| &*self.activities[place])
     }
 
-    pub(super) fn activity_mut(&mut self, number: u32) -> Option<&mut Activity> {
-        self.activity_place(number).map(|place| &mut *self.activities[place])
+    /// Changes the activity at this place of the list, and with it what the run keeps beside the
+    /// list.
+    pub(super) fn change_activity(&mut self, place: usize, change: impl FnOnce(&mut Activity)) {
+        let activity = &mut *self.activities[place];
+        let (deadline, active) = (activity.deadline(), activity.is_active());
+        change(activity);
+        self.active += u32::from(activity.is_active());
+        self.active -= u32::from(active);
+        let due = Due::Activity(activity.number());
+        self.deadlines.change(due, deadline, activity.deadline());
     }
 
     /// Folds a scheduled activity in.
     pub(super) fn schedule_activity(&mut self, at: Timestamp, scheduled: &ActivityScheduled) {
-        self.activities.push(Box::new(Activity::new(scheduled.clone(), at)));
+        let activity = Activity::new(scheduled.clone(), at);
+        self.active += u32::from(activity.is_active());
+        self.deadlines.change(Due::Activity(activity.number()), None, activity.deadline());
+        self.activities.push(Box::new(activity));
     }
 
     /// Folds the end of an activity in.
     pub(super) fn end_activity(&mut self, number: u32) {
         if let Some(place) = self.activity_place(number) {
-            self.activities.remove(place);
+            let activity = self.activities.remove(place);
+            self.active -= u32::from(activity.is_active());
+            self.deadlines.change(Due::Activity(number), activity.deadline(), None);
         }
     }
 }

@@ -127,59 +127,48 @@ impl Activity {
 }
 
 impl Run {
-    /// What the deadlines of all activities mean.
-    pub(in crate::engine) fn expire_activities(
+    /// What the deadline of an activity means, now that it has passed.
+    pub(in crate::engine) fn expire_activity(
         &self,
         now: Timestamp,
+        number: u32,
         limits: &Limits,
         decision: &mut Decision,
     ) {
-        for activity in &self.activities {
-            let Some(expired) = activity.expired(now) else { continue };
-            let number = activity.number();
-            match expired {
-                Expired::Closed(kind) => {
-                    let attempt = activity.attempt_out();
-                    drop_attempt(activity, decision);
-                    let closing = timed_out(activity, kind, attempt);
-                    decision.records.push(record(now, closing));
-                    remove_row(activity, decision);
-                }
-                Expired::Attempt(kind) => {
-                    drop_attempt(activity, decision);
-                    let attempt = activity.attempt_out();
-                    let ended = Ended::TimedOut(kind);
-                    end_attempt(now, activity, attempt, &ended, "", limits, decision);
-                }
-                Expired::Unclaimed => match &activity.attempt {
-                    Attempt::Running(running) => {
-                        drop_attempt(activity, decision);
-                        let attempt = running.token.attempt;
-                        let identity = &running.identity;
-                        end_attempt(
-                            now,
-                            activity,
-                            attempt,
-                            &Ended::Lost,
-                            identity,
-                            limits,
-                            decision,
-                        );
-                    }
-                    Attempt::Ready { .. }
-                    | Attempt::BackingOff { .. }
-                    | Attempt::Unknown { .. } => {
-                        let attempt = activity.attempt_out();
-                        if activity.is_last(attempt) {
-                            let ended = Ended::Lost;
-                            end_attempt(now, activity, attempt, &ended, "", limits, decision);
-                        } else {
-                            make_ready(now, number, true, decision);
-                        }
-                    }
-                },
-                Expired::BackoffOver => make_ready(now, number, false, decision),
+        let Some(activity) = self.activity(number) else { return };
+        let Some(expired) = activity.expired(now) else { return };
+        match expired {
+            Expired::Closed(kind) => {
+                let attempt = activity.attempt_out();
+                drop_attempt(activity, decision);
+                let closing = timed_out(activity, kind, attempt);
+                decision.records.push(record(now, closing));
+                remove_row(activity, decision);
             }
+            Expired::Attempt(kind) => {
+                drop_attempt(activity, decision);
+                let attempt = activity.attempt_out();
+                let ended = Ended::TimedOut(kind);
+                end_attempt(now, activity, attempt, &ended, "", limits, decision);
+            }
+            Expired::Unclaimed => match &activity.attempt {
+                Attempt::Running(running) => {
+                    drop_attempt(activity, decision);
+                    let attempt = running.token.attempt;
+                    let identity = &running.identity;
+                    end_attempt(now, activity, attempt, &Ended::Lost, identity, limits, decision);
+                }
+                Attempt::Ready { .. } | Attempt::BackingOff { .. } | Attempt::Unknown { .. } => {
+                    let attempt = activity.attempt_out();
+                    if activity.is_last(attempt) {
+                        let ended = Ended::Lost;
+                        end_attempt(now, activity, attempt, &ended, "", limits, decision);
+                    } else {
+                        make_ready(now, number, true, decision);
+                    }
+                }
+            },
+            Expired::BackoffOver => make_ready(now, number, false, decision),
         }
     }
 }
@@ -187,6 +176,8 @@ impl Run {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use onward_proto::v1::RetryPolicy;
 
     use super::super::super::{fixture::*, *};
 
@@ -217,6 +208,17 @@ mod tests {
             .broke(1, "Flaky")
             .passes(secs(20))
             .then_inbox("");
+    }
+
+    #[test]
+    fn what_is_due_together_happens_in_the_order_of_the_deadlines() {
+        let call = |number, micros| {
+            let timeouts = timeouts("schedule-to-close", micros);
+            call_with(number, timeouts, RetryPolicy::default())
+        };
+        given(history().task([call(1, 30), timer(2, 20), call(3, 10), timer(4, 30)]))
+            .passes(50)
+            .then_inbox("timed-out3#0:ScheduleToClose fired2 fired4 timed-out1#0:ScheduleToClose");
     }
 
     #[test]

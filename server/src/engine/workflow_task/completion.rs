@@ -90,7 +90,7 @@ impl Run {
             more: completed.more,
         });
         self.head = Vec::new();
-        self.task = TaskLease { sticky: self.task.sticky, ..TaskLease::default() };
+        self.change_task(|task| *task = TaskLease { sticky: task.sticky, ..TaskLease::default() });
     }
 }
 

@@ -94,12 +94,14 @@ impl Run {
         not_before: Option<Timestamp>,
         identity: String,
     ) {
-        self.task.open = None;
-        self.task.failures = self.task.failures.saturating_add(1);
-        self.task.not_before = not_before;
-        self.task.last_failure = Some(Box::new(LastFailure { cause, failure, identity }));
-        // The failure evicted the run from that worker's cache.
-        self.task.sticky = None;
+        self.change_task(|task| {
+            task.open = None;
+            task.failures = task.failures.saturating_add(1);
+            task.not_before = not_before;
+            task.last_failure = Some(Box::new(LastFailure { cause, failure, identity }));
+            // The failure evicted the run from that worker's cache.
+            task.sticky = None;
+        });
     }
 }
 

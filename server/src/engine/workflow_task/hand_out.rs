@@ -101,15 +101,17 @@ impl Run {
             None => now,
         };
         let taken = self.inbox.len();
-        self.task.open = Some(Box::new(Open {
-            task_id,
-            worker: worker.clone(),
-            handed_out_at,
-            taken,
-            deadline: now.plus_micros(limits.task_deadline_us),
-            holds_signals: std::mem::take(&mut self.task.repeat),
-        }));
-        self.task.not_before = None;
+        self.change_task(|task| {
+            task.open = Some(Box::new(Open {
+                task_id,
+                worker: worker.clone(),
+                handed_out_at,
+                taken,
+                deadline: now.plus_micros(limits.task_deadline_us),
+                holds_signals: std::mem::take(&mut task.repeat),
+            }));
+            task.not_before = None;
+        });
         let (events, next_event_id) = self.events_behind_last_task(taken);
         Some(HandOut {
             events,
@@ -122,14 +124,15 @@ impl Run {
 
     /// A worker's sign of life for its open task. False when it is not the open one.
     pub fn renew_task(&mut self, now: Timestamp, task_id: TaskId, limits: &Limits) -> bool {
-        match &mut self.task.open {
-            Some(open) if open.task_id == task_id => {
-                let deadline = now.plus_micros(limits.task_deadline_us);
+        let deadline = now.plus_micros(limits.task_deadline_us);
+        let mut is_open = false;
+        self.change_task(|task| {
+            if let Some(open) = task.open.as_mut().filter(|open| open.task_id == task_id) {
                 open.deadline = open.deadline.max(deadline);
-                true
+                is_open = true;
             }
-            Some(_) | None => false,
-        }
+        });
+        is_open
     }
 
     /// The workflow task that is in flight.

@@ -24,7 +24,7 @@ use failure::LastFailure;
 
 use onward_proto::{Timestamp, v1::WorkflowTaskFailureCause};
 
-use super::{SessionId, TaskId, Worker};
+use super::{Run, SessionId, TaskId, Worker, deadlines::Due};
 
 /// Where a run's workflow task stands. All of it is a lease, but for the recorded causes.
 #[derive(Debug, Default)]
@@ -43,6 +43,23 @@ pub(super) struct TaskLease {
     pub(super) sticky: Option<SessionId>,
     /// Durable: causes on record since the last completed task.
     pub(super) recorded: Vec<WorkflowTaskFailureCause>,
+}
+
+impl Run {
+    /// Changes where the task stands, and its deadlines with it.
+    pub(super) fn change_task(&mut self, change: impl FnOnce(&mut TaskLease)) {
+        let before = (self.task.open_until(), self.task.not_before);
+        change(&mut self.task);
+        self.deadlines.change(Due::Task, before.0, self.task.open_until());
+        self.deadlines.change(Due::TaskBackoff, before.1, self.task.not_before);
+    }
+}
+
+impl TaskLease {
+    /// When the task in flight fails.
+    pub(super) fn open_until(&self) -> Option<Timestamp> {
+        self.open.as_ref().map(|open| open.deadline)
+    }
 }
 
 /// The task in flight.
