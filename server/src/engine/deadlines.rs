@@ -90,7 +90,89 @@ impl Deadlines {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use onward_proto::v1::{RetryPolicy, WorkflowTaskFailureCause};
+
+    use super::super::{fixture::*, *};
     use super::*;
+
+    /// Stories that wait for one deadline each.
+    fn waiting() -> Vec<(&'static str, Story)> {
+        let first = |command| history().task([command]);
+        let of_first =
+            |which| first(call_with(1, timeouts(which, secs(5)), RetryPolicy::default()));
+        let started = |run_timeout_us, execution_timeout_us| {
+            let start = Start { execution_timeout_us, run_timeout_us, ..start_request() };
+            history_of(&start, Limits::default()).task([])
+        };
+        vec![
+            ("a timer", first(timer(1, secs(5)))),
+            ("schedule-to-start", of_first("schedule-to-start")),
+            ("schedule-to-close", of_first("schedule-to-close")),
+            ("start-to-close", of_first("start-to-close").dispatched(1)),
+            ("a heartbeat", of_first("heartbeat").dispatched(1)),
+            ("a heartbeat after another", of_first("heartbeat").dispatched(1).heartbeat(1, None)),
+            ("a backoff", first(call(1)).dispatched(1).broke(1, "Flaky")),
+            ("the grace of a lost session", first(call(1)).dispatched(1).session_lost(1)),
+            ("the grace after a load", first(call(1)).dispatched(1).reload()),
+            ("the run timeout", started(secs(5), 0)),
+            ("the execution timeout", started(0, secs(5))),
+            ("the task's deadline", history().handed_out()),
+            (
+                "the task's backoff",
+                history().handed_out().task_failed(WorkflowTaskFailureCause::Panic),
+            ),
+        ]
+    }
+
+    fn next(story: &Story) -> Timestamp {
+        match story.run.wake() {
+            Wake::Hot(Some(at)) | Wake::Cold(at) => at,
+            Wake::Hot(None) | Wake::Never => panic!("it waits for nothing"),
+        }
+    }
+
+    /// True time lies between the two ends of the clock. Every deadline was set from the late end,
+    /// so that it is never early when the early end has reached it.
+    #[test]
+    fn no_deadline_is_due_before_the_early_end_of_the_clock_has_reached_it() {
+        for (what, mut story) in waiting() {
+            let deadline = next(&story);
+            story = story.after(secs(1_000));
+            let due = deadline.plus_micros(-1);
+            story.put(&Input::Deadline { due });
+            assert_eq!(story.last, Ok(Decision::default()), "{what} is early");
+            story.put(&Input::Deadline { due: deadline });
+            assert_ne!(story.last, Ok(Decision::default()), "{what} is not due at its time");
+        }
+    }
+
+    #[test]
+    fn what_a_deadline_leads_to_counts_from_the_late_end_of_the_clock() {
+        let retry = RetryPolicy::default();
+        let story = history().task([call_with(1, timeouts("start-to-close", secs(5)), retry)]);
+        let story = story.dispatched(1);
+        let due = next(&story);
+        let story = story.after(secs(7)).when(&Input::Deadline { due });
+        let again = story.wake_in(secs(1));
+        story.then_wakes(Wake::Cold(again));
+    }
+
+    #[test]
+    fn calls_and_timers_count_from_the_time_of_their_events() {
+        for command in [
+            timer(1, secs(5)),
+            call_with(1, timeouts("schedule-to-start", secs(5)), RetryPolicy::default()),
+            call_with(1, timeouts("schedule-to-close", secs(5)), RetryPolicy::default()),
+        ] {
+            // Another node's clock was ahead: the history does not run back, nor do the deadlines.
+            let story = history().after(secs(9)).task([]).after(-secs(9)).signal("a");
+            let story = story.task([command]);
+            assert_eq!(story.events().last().unwrap().time_us, BEGIN + secs(9));
+            assert_eq!(next(&story), Timestamp::from_micros(BEGIN + secs(9 + 5)));
+        }
+    }
 
     #[test]
     fn the_soonest_comes_first_and_what_moves_leaves_nothing_behind() {

@@ -239,7 +239,9 @@ impl Story {
 
     /// Time passes, and what is due happens.
     pub(super) fn passes(self, micros: i64) -> Self {
-        self.after(micros).when(&Input::Deadline)
+        let story = self.after(micros);
+        let due = story.now;
+        story.when(&Input::Deadline { due })
     }
 
     pub(super) fn request(&mut self) -> RequestId {

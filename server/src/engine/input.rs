@@ -237,7 +237,10 @@ pub enum Input {
         session: SessionId,
     },
     /// The time that [`Run::wake`](crate::engine::Run::wake) named has passed.
-    Deadline,
+    Deadline {
+        /// True time is this or later: what deadlines are held against.
+        due: Timestamp,
+    },
 }
 
 /// A worker has advanced the run.
@@ -462,9 +465,6 @@ pub struct Limits {
     pub incident_attempts: u32,
     /// Failed attempts of one workflow task that make the run show as blocked.
     pub blocked_attempts: u32,
-    /// How far true time may be ahead of `now`: added to the deadlines of timers and attempts, so
-    /// that none is early. Microseconds.
-    pub clock_error_us: i64,
 }
 
 impl Default for Limits {
@@ -486,7 +486,6 @@ impl Default for Limits {
             reconnect_grace_us: 10_000_000,
             incident_attempts: 10,
             blocked_attempts: 3,
-            clock_error_us: 0,
         }
     }
 }

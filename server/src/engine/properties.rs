@@ -219,7 +219,7 @@ fn step(mut story: Story, op: &Op) -> Story {
         Op::Deadline(micros) => {
             story = story.after(*micros);
             let before = story.run.wake();
-            story.put(&Input::Deadline);
+            story.put(&Input::Deadline { due: story.now });
             if let Wake::Hot(Some(at)) | Wake::Cold(at) = before {
                 let decision = story.last.as_ref().unwrap();
                 assert_eq!(*decision != Decision::default(), at <= story.now, "{before:?}");
@@ -228,7 +228,7 @@ fn step(mut story: Story, op: &Op) -> Story {
             for _ in 0..20 {
                 match story.run.wake() {
                     Wake::Hot(Some(at)) | Wake::Cold(at) if at <= story.now => {
-                        story.put(&Input::Deadline);
+                        story.put(&Input::Deadline { due: story.now });
                     }
                     _ => return story,
                 }

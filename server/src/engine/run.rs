@@ -151,6 +151,9 @@ impl Run {
 
     /// Works out what an input means for this run, and changes nothing.
     ///
+    /// True time is `now` or earlier. It goes on record, and deadlines are counted from it, so that
+    /// none is early.
+    ///
     /// # Errors
     /// Why the input is refused; nothing of it is to be recorded.
     pub fn decide(
@@ -169,7 +172,7 @@ impl Run {
                 self.decide_fail_task(now, *task_id, *cause, failure.as_ref())
             }
             Input::StartAttempt { number, worker, incarnation } => {
-                self.decide_start_attempt(now, *number, worker, *incarnation, limits)
+                self.decide_start_attempt(now, *number, worker, *incarnation)
             }
             Input::CompleteActivity { token, result, identity } => {
                 self.decide_complete_activity(now, *token, result.as_ref(), identity, limits)
@@ -183,9 +186,9 @@ impl Run {
             Input::Heartbeat { token, details } => {
                 self.decide_heartbeat(now, *token, details.as_ref(), limits)
             }
-            Input::ClaimAttempt { token, worker } => self.decide_claim(now, *token, worker, limits),
+            Input::ClaimAttempt { token, worker } => self.decide_claim(now, *token, worker),
             Input::SessionLost { session } => Ok(self.decide_session_lost(now, *session, limits)),
-            Input::Deadline => Ok(self.decide_deadline(now, limits)),
+            Input::Deadline { due } => Ok(self.decide_deadline(now, *due, limits)),
         }
     }
 
@@ -236,33 +239,35 @@ impl Run {
     }
 
     /// What has become due.
-    fn decide_deadline(&self, now: Timestamp, limits: &Limits) -> Decision {
+    fn decide_deadline(&self, now: Timestamp, due: Timestamp, limits: &Limits) -> Decision {
         if self.is_closed() {
             return Decision::default();
         }
-        if let Some((_, kind)) = self.workflow_timeout().filter(|(at, _)| *at <= now) {
+        if let Some((_, kind)) = self.workflow_timeout().filter(|(at, _)| *at <= due) {
             return self.decide_timed_out(now, kind);
         }
         let mut decision = match &self.task.open {
-            Some(open) if open.deadline <= now => {
+            Some(open) if open.deadline <= due => {
                 self.fail_task(now, open, WorkflowTaskFailureCause::TimedOut, None)
             }
             Some(_) | None => Decision::default(),
         };
         let failed = decision.records.len();
-        for due in self.deadlines.due(now) {
-            match due {
+        for what in self.deadlines.due(due) {
+            match what {
                 Due::Timer(number) => decision.records.push(fired(now, number)),
-                Due::Activity(number) => self.expire_activity(now, number, limits, &mut decision),
+                Due::Activity(number) => {
+                    self.expire_activity(now, due, number, limits, &mut decision);
+                }
                 // The run's own is not due, and those of its task stand around the facts.
                 Due::Workflow | Due::Task | Due::TaskBackoff => {}
             }
         }
-        if self.task.not_before.is_some_and(|time| time <= now) {
+        if self.task.not_before.is_some_and(|time| time <= due) {
             decision.leases.push(LeaseChange::TaskBackoffOver);
             decision.effects.push(Effect::OfferTask);
         } else if decision.records.len() > failed {
-            self.offer_task_for_facts(now, &mut decision);
+            self.offer_task_for_facts(&mut decision);
         }
         decision
     }
@@ -355,7 +360,7 @@ impl Run {
             Attributes::WorkflowTaskFailed(failed) => self.task.recorded.push(failed.cause()),
             Attributes::ActivityScheduled(scheduled) => {
                 self.numbers.take_call(scheduled.number);
-                self.schedule_activity(at, scheduled);
+                self.schedule_activity(scheduled);
             }
             Attributes::ActivityCancelRequested(cancel) => self.cancel_activity(cancel.number),
             Attributes::ActivityCompleted(closed) => self.end_activity(closed.number),
@@ -364,7 +369,7 @@ impl Run {
             Attributes::ActivityCancelled(closed) => self.end_activity(closed.number),
             Attributes::TimerStarted(timer) => {
                 self.numbers.take_call(timer.number);
-                self.start_timer(at, timer);
+                self.start_timer(timer);
             }
             Attributes::TimerFired(fired) => self.end_timer(fired.number),
             Attributes::TimerCancelled(cancelled) => self.end_timer(cancelled.number),

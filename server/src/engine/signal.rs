@@ -90,7 +90,7 @@ impl Run {
             let value = self.signals + 1;
             return Err(Rejection::Limit(limit("signals_per_run", limits.signals_per_run, value)));
         }
-        self.decide_message(now, received(now, signal), answer, limits)
+        self.decide_message(received(now, signal), answer, limits)
     }
 
     pub(super) fn decide_cancel_request(
@@ -109,7 +109,7 @@ impl Run {
                 request_id: stop.request_id.to_wire(),
             }),
         );
-        self.decide_message(now, message, answer, limits)
+        self.decide_message(message, answer, limits)
     }
 
     pub(super) fn decide_use_existing(
@@ -126,7 +126,6 @@ impl Run {
     /// A message joins the inbox, unless the history is full.
     fn decide_message(
         &self,
-        now: Timestamp,
         message: HistoryEvent,
         answer: Answer,
         limits: &Limits,
@@ -137,7 +136,7 @@ impl Run {
         }
         let mut decision =
             Decision { records: vec![message], answer: Some(answer), ..Decision::default() };
-        self.offer_task_for_facts(now, &mut decision);
+        self.offer_task_for_facts(&mut decision);
         Ok(decision)
     }
 }

@@ -131,7 +131,7 @@ pub fn decide_for_closed(
         | Input::Heartbeat { .. }
         | Input::ClaimAttempt { .. }
         | Input::SessionLost { .. }
-        | Input::Deadline => return Rejection::Stale,
+        | Input::Deadline { .. } => return Rejection::Stale,
     };
     match requests.lookup(now, kind, request_id, limits) {
         Some(answer) => Rejection::Repeated(answer),

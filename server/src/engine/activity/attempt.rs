@@ -100,7 +100,7 @@ impl Run {
             limits,
             &mut decision,
         );
-        self.offer_task_for_records(now, &mut decision);
+        self.offer_task_for_records(&mut decision);
         Ok(decision)
     }
 
@@ -116,7 +116,7 @@ impl Run {
             decision.effects.push(Effect::WithdrawActivity { number: activity.number() });
         }
         remove_row(activity, &mut decision);
-        self.offer_task_for_facts(now, &mut decision);
+        self.offer_task_for_facts(&mut decision);
         decision
     }
 }

@@ -108,10 +108,8 @@ impl Run {
         now: Timestamp,
         token: Token,
         worker: &Worker,
-        limits: &Limits,
     ) -> Result<Decision, Rejection> {
         let activity = self.counting(token)?;
-        let started_at = now.plus_micros(limits.clock_error_us);
         let mut running = match &activity.attempt {
             Attempt::Running(running) => (**running).clone(),
             // When it started is not known, only that it was before now.
@@ -120,8 +118,8 @@ impl Run {
                     token,
                     session: worker.session,
                     identity: String::new(),
-                    started_at,
-                    sign_at: started_at,
+                    started_at: now,
+                    sign_at: now,
                     claimable_until: None,
                 }
             }

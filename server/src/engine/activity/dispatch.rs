@@ -9,7 +9,7 @@ use onward_proto::{
 };
 
 use super::{
-    super::{Decision, Effect, Incarnation, LeaseChange, Limits, Rejection, Run, Token, Worker},
+    super::{Decision, Effect, Incarnation, LeaseChange, Rejection, Run, Token, Worker},
     Activity, Attempt, Running,
 };
 
@@ -93,7 +93,6 @@ impl Run {
         number: u32,
         worker: &Worker,
         incarnation: Incarnation,
-        limits: &Limits,
     ) -> Result<Decision, Rejection> {
         let activity = self.activity(number).ok_or(Rejection::Stale)?;
         activity.ready_since(now).ok_or(Rejection::Stale)?;
@@ -101,13 +100,12 @@ impl Run {
         // What may be out and was not claimed is written off by the dispatch that follows it.
         let ended = activity.attempts() + u32::from(may_be_out);
         let token = Token { run_id: self.identity.run_id, number, incarnation, attempt: ended + 1 };
-        let started_at = now.plus_micros(limits.clock_error_us);
         let running = Running {
             token,
             session: worker.session,
             identity: worker.identity.clone(),
-            started_at,
-            sign_at: started_at,
+            started_at: now,
+            sign_at: now,
             claimable_until: None,
         };
         let mut decision = Decision {

@@ -166,9 +166,9 @@ impl Run {
         self.deadlines.change(due, deadline, activity.deadline());
     }
 
-    /// Folds a scheduled activity in.
-    pub(super) fn schedule_activity(&mut self, at: Timestamp, scheduled: &ActivityScheduled) {
-        let activity = Activity::new(scheduled.clone(), at);
+    /// Folds a scheduled activity in. Its event has just been numbered.
+    pub(super) fn schedule_activity(&mut self, scheduled: &ActivityScheduled) {
+        let activity = Activity::new(scheduled.clone(), self.last_time);
         self.active += u32::from(activity.is_active());
         self.deadlines.change(Due::Activity(activity.number()), None, activity.deadline());
         self.activities.push(Box::new(activity));

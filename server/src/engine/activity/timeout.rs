@@ -113,11 +113,11 @@ impl Activity {
     }
 
     /// What is due. The end of the whole activity comes before all that is smaller.
-    fn expired(&self, now: Timestamp) -> Option<Expired> {
-        if self.schedule_to_close().is_some_and(|at| at <= now) {
+    fn expired(&self, due: Timestamp) -> Option<Expired> {
+        if self.schedule_to_close().is_some_and(|at| at <= due) {
             return Some(Expired::Closed(ActivityTimeoutKind::ScheduleToClose));
         }
-        self.next_expiry().filter(|(at, _)| *at <= now).map(|(_, expired)| expired)
+        self.next_expiry().filter(|(at, _)| *at <= due).map(|(_, expired)| expired)
     }
 
     /// When the activity needs attention.
@@ -131,12 +131,13 @@ impl Run {
     pub(in crate::engine) fn expire_activity(
         &self,
         now: Timestamp,
+        due: Timestamp,
         number: u32,
         limits: &Limits,
         decision: &mut Decision,
     ) {
         let Some(activity) = self.activity(number) else { return };
-        let Some(expired) = activity.expired(now) else { return };
+        let Some(expired) = activity.expired(due) else { return };
         match expired {
             Expired::Closed(kind) => {
                 let attempt = activity.attempt_out();

@@ -309,11 +309,7 @@ impl<'a> Commands<'a> {
             self.facts.push(fired(self.now, number));
         } else {
             // Counted from the event's own time, so that it is never early by the run's clock.
-            let fire_at = self
-                .event_time
-                .plus_micros(start.duration_us)
-                .plus_micros(self.limits.clock_error_us);
-            event.fire_at_us = fire_at.as_micros();
+            event.fire_at_us = self.event_time.plus_micros(start.duration_us).as_micros();
             event.call_site.clone_from(&command.call_site);
             event.summary.clone_from(&command.summary);
         }

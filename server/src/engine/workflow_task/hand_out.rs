@@ -186,7 +186,7 @@ impl Run {
     }
 
     /// Offers the workflow task if these facts make it owed.
-    pub(in crate::engine) fn offer_task_for_facts(&self, _now: Timestamp, decision: &mut Decision) {
+    pub(in crate::engine) fn offer_task_for_facts(&self, decision: &mut Decision) {
         // Owed before means offered before, or backing off.
         if self.task.open.is_none() && self.task.not_before.is_none() && !self.owes_task() {
             decision.effects.push(Effect::OfferTask);
@@ -194,13 +194,9 @@ impl Run {
     }
 
     /// The same, when the decision may hold none.
-    pub(in crate::engine) fn offer_task_for_records(
-        &self,
-        now: Timestamp,
-        decision: &mut Decision,
-    ) {
+    pub(in crate::engine) fn offer_task_for_records(&self, decision: &mut Decision) {
         if !decision.records.is_empty() {
-            self.offer_task_for_facts(now, decision);
+            self.offer_task_for_facts(decision);
         }
     }
 }

@@ -106,7 +106,7 @@ impl Lane {
             | Input::UseExisting { .. }
             | Input::StartAttempt { .. }
             | Input::SessionLost { .. }
-            | Input::Deadline => {}
+            | Input::Deadline { .. } => {}
         }
     }
 
@@ -137,7 +137,7 @@ impl Lane {
             | Input::UseExisting { .. }
             | Input::StartAttempt { .. }
             | Input::SessionLost { .. }
-            | Input::Deadline => {}
+            | Input::Deadline { .. } => {}
         }
     }
 
@@ -168,7 +168,7 @@ impl Lane {
             | Input::UseExisting { .. }
             | Input::StartAttempt { .. }
             | Input::SessionLost { .. }
-            | Input::Deadline => {}
+            | Input::Deadline { .. } => {}
         }
     }
 
@@ -214,7 +214,8 @@ impl Lane {
             return;
         }
         // Deadlines are held against the early end of the estimate: never before their time.
-        let due = self.due_now();
+        let (now, due) = (self.now(), self.due_now());
+        let input = Input::Deadline { due };
         while let Some((deadline, run_id)) = self.deadlines.first().copied()
             && deadline <= due
         {
@@ -224,8 +225,8 @@ impl Lane {
                 continue;
             };
             entry.deadline = None;
-            if let Ok(decision) = entry.run.decide(due, &Input::Deadline, &self.node.limits) {
-                self.apply(due, run_id, decision);
+            if let Ok(decision) = entry.run.decide(now, &input, &self.node.limits) {
+                self.apply(now, run_id, decision);
                 self.release_held(run_id);
             }
             if self.open.is_full() {
