@@ -15,7 +15,7 @@ use onward_proto::{
 
 use super::{
     Decision, Effect, Limits, Rejection, RequestKind, Run, Stop, activity::Attempt,
-    deadlines::Deadlines, limits::record, signal::check_stop,
+    deadlines::Deadlines, limits::record, run::detached, signal::check_stop,
 };
 
 /// How a run ended.
@@ -115,7 +115,10 @@ impl Run {
         let (status, outcome) = match closing {
             Attributes::WorkflowExecutionCompleted(completed) => (
                 WorkflowStatus::Completed,
-                WorkflowOutcome { result: completed.result.clone(), ..Default::default() },
+                WorkflowOutcome {
+                    result: completed.result.as_ref().map(detached),
+                    ..Default::default()
+                },
             ),
             Attributes::WorkflowExecutionFailed(failed) => (
                 WorkflowStatus::Failed,

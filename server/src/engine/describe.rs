@@ -28,6 +28,7 @@ impl Run {
     ) -> DescribeWorkflowResponse {
         let incident = self.has_incident(limits);
         let size = self.history_size();
+        let started = self.started.event();
         let info = WorkflowInfo {
             namespace: String::new(),
             workflow_id: self.identity.workflow_id.clone(),
@@ -39,7 +40,7 @@ impl Run {
             closed_at_us: self.closed_at().map_or(0, Timestamp::as_micros),
             history_events: size.events,
             history_bytes: size.bytes,
-            memo: self.started.memo.clone(),
+            memo: started.memo,
             incident,
         };
         DescribeWorkflowResponse {
@@ -64,7 +65,7 @@ impl Run {
             waits_for: self.waits_for(now, pollers, limits),
             outcome: self.outcome(),
             cancel_requested: self.cancel_requested,
-            arguments: self.started.arguments.clone(),
+            arguments: started.arguments,
             execution_timeout_us: self.started.execution_timeout_us,
             run_timeout_us: self.started.run_timeout_us,
         }

@@ -59,10 +59,16 @@ const INDEXED_FROM: usize = 32;
 pub struct Requests {
     /// Oldest first.
     accepted: VecDeque<Accepted>,
+    index: Option<Box<Index>>,
+}
+
+/// Finds an entry by its key.
+#[derive(Debug, Clone)]
+struct Index {
     /// How many have left at the front since the index was made.
     left: u64,
-    /// Place of each key, counted from the first entry that ever was.
-    index: Option<BTreeMap<Key, u64>>,
+    /// Place of each key, counted from the first entry that there was then.
+    places: BTreeMap<Key, u64>,
 }
 
 /// The index says nothing of its own.
@@ -127,7 +133,7 @@ impl Requests {
 
     /// Bytes of memory, roughly.
     pub(super) fn memory_bytes(&self) -> usize {
-        let index = self.index.as_ref().map_or(0, |index| index.len() * 40);
+        let index = self.index.as_ref().map_or(0, |index| index.places.len() * 40);
         self.accepted.capacity() * size_of::<Accepted>() + index
     }
 
@@ -162,10 +168,10 @@ impl Requests {
                 break;
             }
             if let Some(index) = &mut self.index {
-                index.remove(&first.key);
+                index.places.remove(&first.key);
+                index.left += 1;
             }
             self.accepted.pop_front();
-            self.left += 1;
         }
     }
 
@@ -178,23 +184,23 @@ impl Requests {
             accepted.at = accepted.at.max(last.at);
         }
         if let Some(index) = &mut self.index {
-            index.insert(accepted.key, self.left + self.accepted.len() as u64);
+            index.places.insert(accepted.key, index.left + self.accepted.len() as u64);
         }
         if self.accepted.capacity() == 0 {
             self.accepted.reserve_exact(1);
         }
         self.accepted.push_back(accepted);
         if self.index.is_none() && self.accepted.len() >= INDEXED_FROM {
-            self.left = 0;
             let places = self.accepted.iter().enumerate();
-            self.index = Some(places.map(|(place, entry)| (entry.key, place as u64)).collect());
+            let places = places.map(|(place, entry)| (entry.key, place as u64)).collect();
+            self.index = Some(Box::new(Index { left: 0, places }));
         }
     }
 
     fn find(&self, key: &Key) -> Option<&Accepted> {
         match &self.index {
             Some(index) => {
-                let place = index.get(key)? - self.left;
+                let place = index.places.get(key)? - index.left;
                 self.accepted.get(place as usize)
             }
             None => self.accepted.iter().find(|accepted| accepted.key == *key),

@@ -1,10 +1,11 @@
 //! A run: its state, its leases, and the two functions that change them.
 
+use bytes::Bytes;
 use onward_proto::{
     NamespaceId, RequestId, RunId, Timestamp,
     v1::{
-        HistoryEvent, JournalRow, PendingActivity, WorkflowExecutionStarted, WorkflowOutcome,
-        WorkflowStatus, WorkflowTaskFailureCause, history_event::Attributes,
+        HistoryEvent, JournalRow, Payload, PendingActivity, WorkflowOutcome, WorkflowStatus,
+        WorkflowTaskFailureCause, history_event::Attributes,
     },
 };
 use prost::Message;
@@ -16,6 +17,7 @@ use super::{
     close::Closed,
     deadlines::{Deadlines, Due},
     history::{Step, stamp, steps},
+    start::Started,
     timer::{Timer, fired},
     workflow_task::{LastTask, Numbers, TaskLease},
 };
@@ -51,8 +53,8 @@ pub struct RunIdentity {
 #[derive(Debug)]
 pub struct Run {
     pub(super) identity: RunIdentity,
-    /// What it was started with. What only the first task needs is gone after it.
-    pub(super) started: Box<WorkflowExecutionStarted>,
+    /// What it was started with.
+    pub(super) started: Started,
     pub(super) status: WorkflowStatus,
     pub(super) closed: Option<Box<Closed>>,
     /// The number that the next event gets.
@@ -89,7 +91,7 @@ impl Run {
     pub(super) fn new(identity: RunIdentity, requests: Requests) -> Self {
         Self {
             identity,
-            started: Box::default(),
+            started: Started::default(),
             status: WorkflowStatus::Running,
             closed: None,
             next_event_id: 1,
@@ -343,7 +345,7 @@ impl Run {
         let Some(attributes) = &event.attributes else { return };
         match attributes {
             Attributes::WorkflowExecutionStarted(started) => {
-                *self.started = started.clone();
+                self.started = Started::new(started);
                 let timeout = self.workflow_timeout().map(|(at, _)| at);
                 self.deadlines.change(Due::Workflow, None, timeout);
                 self.accept(at, RequestKind::Start, &started.request_id);
@@ -357,7 +359,8 @@ impl Run {
                 self.accept(at, RequestKind::Cancel, &request.request_id);
             }
             Attributes::WorkflowTaskCompleted(completed) => self.complete_task(completed),
-            Attributes::WorkflowTaskFailed(failed) => self.task.recorded.push(failed.cause()),
+            // Its event stands in the head.
+            Attributes::WorkflowTaskFailed(_) => {}
             Attributes::ActivityScheduled(scheduled) => {
                 self.numbers.take_call(scheduled.number);
                 self.schedule_activity(scheduled);
@@ -471,11 +474,6 @@ impl Run {
         &self.requests
     }
 
-    /// What it was started with: its memo and timeouts, and its arguments.
-    pub fn started(&self) -> &WorkflowExecutionStarted {
-        &self.started
-    }
-
     /// Length and size of its history.
     pub fn history_size(&self) -> HistorySize {
         HistorySize { events: self.next_event_id - 1, bytes: self.bytes }
@@ -483,21 +481,71 @@ impl Run {
 
     /// Bytes of memory, roughly.
     pub fn memory_bytes(&self) -> usize {
-        let started: usize =
-            self.started.arguments.iter().map(|payload| payload.data.len() + 80).sum();
         let activities: usize =
             self.activities.iter().map(|activity| activity.memory_bytes()).sum();
         size_of::<Self>()
-            + size_of::<WorkflowExecutionStarted>()
+            + self.started.heap_bytes()
             + self.identity.workflow_id.len()
             + self.identity.workflow_type.len()
             + self.identity.task_queue.len()
-            + started
             + self.inbox.capacity() * size_of::<HistoryEvent>()
             + self.inbox_bytes * 2
             + self.timers.capacity() * size_of::<Timer>()
             + self.deadlines.heap_bytes()
             + activities
             + self.requests.memory_bytes()
+    }
+}
+
+/// A payload with bytes of its own, for what stays in memory: those of a message are a part of the
+/// whole buffer that it came in, and would keep that in memory too.
+pub(super) fn detached(payload: &Payload) -> Payload {
+    let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+    Payload {
+        content_type: payload.content_type.clone(),
+        data: copy(&payload.data),
+        metadata: payload.metadata.iter().map(|(key, value)| (key.clone(), copy(value))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use onward_proto::v1::{Payload, command::Kind};
+
+    use super::super::{fixture::*, *};
+
+    /// Runs sleep by the million, so what each takes is worth a test.
+    #[test]
+    fn a_run_that_sleeps_on_a_timer_is_small() {
+        let start = Start {
+            workflow_id: "order-00000000000042".into(),
+            workflow_type: "ship_order_with_care".into(),
+            ..start_request()
+        };
+        let story = history_of(&start, Limits::default()).task([timer(1, secs(5))]);
+        assert!(size_of::<Run>() <= 528, "{}", size_of::<Run>());
+        let heap = story.run.memory_bytes() - size_of::<Run>();
+        assert!(heap <= 200, "{heap}");
+    }
+
+    /// A decoded payload is a part of the buffer that its message came in.
+    #[test]
+    fn a_run_that_waits_keeps_no_buffer_of_a_message_alive() {
+        let message = bytes::Bytes::from(vec![b'1'; 8 << 10]);
+        let part = || Payload { data: message.slice(..2), ..payload("") };
+        let run = {
+            let start = Start { arguments: vec![part()], ..start_request() };
+            let mut call = call(1);
+            let Some(Kind::ScheduleActivity(schedule)) = &mut call.kind else { panic!() };
+            schedule.arguments = vec![part()];
+            let story = history_of(&start, Limits::default()).task([call]).dispatched(1);
+            let (token, details) = (story.tokens[&1], Some(part()));
+            story.when(&Input::Heartbeat { token, details }).broke(1, "Flaky").run
+        };
+        assert_eq!(run.started.event().arguments[0].data, "11");
+        assert_eq!(run.activities[0].details().unwrap().data, "11");
+        assert!(message.is_unique());
     }
 }

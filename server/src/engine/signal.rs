@@ -50,10 +50,7 @@ impl Run {
     /// The answer to a request that reached this run. A signal that came with the start of the run
     /// bears the start's request id.
     pub(super) fn answer_to(&self, request_id: &[u8]) -> Answer {
-        Answer {
-            run_id: self.identity.run_id,
-            started: !request_id.is_empty() && request_id == &*self.started.request_id,
-        }
+        Answer { run_id: self.identity.run_id, started: self.started.is_by(request_id) }
     }
 
     /// Refuses what was accepted before, with its answer, and everything once the run is closed.

@@ -1,12 +1,13 @@
 //! The start of a run, and requests that meet a run which is not open.
 
 use onward_proto::{
-    RunId, Timestamp,
+    RequestId, RunId, Timestamp,
     v1::{
         IdConflictPolicy, IdReusePolicy, WorkflowExecutionStarted, WorkflowStatus,
         history_event::Attributes,
     },
 };
+use prost::Message as _;
 
 use super::{
     Answer, Decision, Draw, Effect, Input, Limits, Rejection, RequestKind, Requests, Run,
@@ -136,6 +137,83 @@ pub fn decide_for_closed(
     match requests.lookup(now, kind, request_id, limits) {
         Some(answer) => Rejection::Repeated(answer),
         None => Rejection::Closed { workflow_id: workflow_id.to_owned(), status },
+    }
+}
+
+/// What a run was started with, as far as it is still needed.
+#[derive(Debug)]
+pub(super) struct Started {
+    request_id: Option<RequestId>,
+    /// For the whole chain; 0 means none.
+    pub(super) execution_timeout_us: i64,
+    /// For this run; 0 means none.
+    pub(super) run_timeout_us: i64,
+    event: StartedEvent,
+}
+
+#[derive(Debug)]
+enum StartedEvent {
+    /// All of it, for the first task.
+    Whole(Box<WorkflowExecutionStarted>),
+    /// What people may ask for, the arguments and the memo, encoded: runs sleep by the million.
+    Kept(Box<[u8]>),
+}
+
+impl Default for Started {
+    fn default() -> Self {
+        Self {
+            request_id: None,
+            execution_timeout_us: 0,
+            run_timeout_us: 0,
+            event: StartedEvent::Kept(Box::default()),
+        }
+    }
+}
+
+impl Started {
+    /// From event 1.
+    pub(super) fn new(event: &WorkflowExecutionStarted) -> Self {
+        Self {
+            request_id: RequestId::from_wire(&event.request_id).ok(),
+            execution_timeout_us: event.execution_timeout_us,
+            run_timeout_us: event.run_timeout_us,
+            event: StartedEvent::Whole(Box::new(event.clone())),
+        }
+    }
+
+    /// Whether a request with this id started the run.
+    pub(super) fn is_by(&self, request_id: &[u8]) -> bool {
+        self.request_id.is_some_and(|known| known.uuid().as_bytes() == request_id)
+    }
+
+    /// The event: before the first task completes all of it, then arguments and memo.
+    pub(super) fn event(&self) -> WorkflowExecutionStarted {
+        match &self.event {
+            StartedEvent::Whole(event) => (**event).clone(),
+            StartedEvent::Kept(kept) => {
+                WorkflowExecutionStarted::decode(&**kept).expect("what was encoded here decodes")
+            }
+        }
+    }
+
+    /// The first task has completed: event 1 is not sent from memory again.
+    pub(super) fn first_task_completed(&mut self) {
+        if let StartedEvent::Whole(event) = &mut self.event {
+            let kept = WorkflowExecutionStarted {
+                arguments: std::mem::take(&mut event.arguments),
+                memo: std::mem::take(&mut event.memo),
+                ..WorkflowExecutionStarted::default()
+            };
+            self.event = StartedEvent::Kept(kept.encode_to_vec().into());
+        }
+    }
+
+    /// Bytes of memory on the heap, roughly.
+    pub(super) fn heap_bytes(&self) -> usize {
+        match &self.event {
+            StartedEvent::Whole(event) => size_of_val(&**event) + 2 * event.encoded_len(),
+            StartedEvent::Kept(kept) => kept.len(),
+        }
     }
 }
 

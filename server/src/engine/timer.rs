@@ -40,6 +40,10 @@ impl Run {
     pub(super) fn start_timer(&mut self, timer: &TimerStarted) {
         let fire_at = Timestamp::from_micros(timer.fire_at_us);
         self.deadlines.change(Due::Timer(timer.number), None, Some(fire_at));
+        if self.timers.is_empty() {
+            // Most runs that sleep do so on one.
+            self.timers.reserve_exact(1);
+        }
         self.timers.push(Timer {
             number: timer.number,
             started_at: self.last_time,

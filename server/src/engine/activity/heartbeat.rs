@@ -9,7 +9,7 @@ use onward_proto::{
 };
 use prost::Message as _;
 
-use super::super::{Decision, LeaseChange, Limits, Rejection, Run, Token};
+use super::super::{Decision, LeaseChange, Limits, Rejection, Run, Token, run::detached};
 
 /// Details of heartbeats are not written more often than this.
 const DETAILS_INTERVAL_US: i64 = 2_000_000;
@@ -27,7 +27,7 @@ impl Run {
         // Larger details are not kept; the sign of life counts all the same.
         let fits =
             |details: &&Payload| details.encoded_len() as u64 <= limits.heartbeat_details_bytes;
-        let details = details.filter(fits).cloned();
+        let details = details.filter(fits).map(detached);
         let mut decision = Decision::default();
         let news = details.as_ref().or(activity.unsaved_details.as_ref());
         if let Some(news) = news

@@ -32,7 +32,7 @@ use onward_proto::{
 };
 use prost::Message as _;
 
-use super::{Run, SessionId, Token, deadlines::Due};
+use super::{Run, SessionId, Token, deadlines::Due, run::detached};
 
 /// An activity that has not closed.
 #[derive(Debug)]
@@ -168,7 +168,11 @@ impl Run {
 
     /// Folds a scheduled activity in. Its event has just been numbered.
     pub(super) fn schedule_activity(&mut self, scheduled: &ActivityScheduled) {
-        let activity = Activity::new(scheduled.clone(), self.last_time);
+        let mut scheduled = scheduled.clone();
+        for argument in &mut scheduled.arguments {
+            *argument = detached(argument);
+        }
+        let activity = Activity::new(scheduled, self.last_time);
         self.active += u32::from(activity.is_active());
         self.deadlines.change(Due::Activity(activity.number()), None, activity.deadline());
         self.activities.push(Box::new(activity));

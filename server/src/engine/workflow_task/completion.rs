@@ -77,11 +77,7 @@ impl Run {
     /// Folds a completed task in.
     pub(in crate::engine) fn complete_task(&mut self, completed: &WorkflowTaskCompleted) {
         if self.last_task.is_none() {
-            // The start is not sent again from memory; only what `describe` shows is kept.
-            self.started.workflow_id = String::new();
-            self.started.workflow_type = String::new();
-            self.started.task_queue = String::new();
-            self.started.seed = bytes::Bytes::new();
+            self.started.first_task_completed();
         }
         let task_id = completed.task_id.unwrap_or_default();
         self.last_task = Some(LastTask {

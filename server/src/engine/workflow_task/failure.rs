@@ -2,7 +2,10 @@
 
 use onward_proto::{
     Timestamp,
-    v1::{Failure, WorkflowTaskFailed, WorkflowTaskFailureCause, history_event::Attributes},
+    v1::{
+        Failure, HistoryEvent, WorkflowTaskFailed, WorkflowTaskFailureCause,
+        history_event::Attributes,
+    },
 };
 
 use super::{
@@ -53,7 +56,7 @@ impl Run {
     ) -> Decision {
         let mut decision = Decision::default();
         let failure = failure.map(|failure| cut_failure(&failure, FAILURE_BYTES));
-        if !self.task.recorded.contains(&cause) {
+        if !self.head.iter().any(|event| is_failure_by(event, cause)) {
             decision.records.push(record(
                 now,
                 Attributes::WorkflowTaskFailed(WorkflowTaskFailed {
@@ -103,6 +106,10 @@ impl Run {
             task.sticky = None;
         });
     }
+}
+
+fn is_failure_by(event: &HistoryEvent, cause: WorkflowTaskFailureCause) -> bool {
+    matches!(&event.attributes, Some(Attributes::WorkflowTaskFailed(failed)) if failed.cause() == cause)
 }
 
 #[cfg(test)]

@@ -169,7 +169,7 @@ impl Run {
         if first {
             let mut started = record(
                 self.identity.started_at,
-                Attributes::WorkflowExecutionStarted((*self.started).clone()),
+                Attributes::WorkflowExecutionStarted(self.started.event()),
             );
             started.event_id = 1;
             events.push(started);

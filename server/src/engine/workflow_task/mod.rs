@@ -22,11 +22,11 @@ pub(super) use numbers::Numbers;
 
 use failure::LastFailure;
 
-use onward_proto::{Timestamp, v1::WorkflowTaskFailureCause};
+use onward_proto::Timestamp;
 
 use super::{Run, SessionId, TaskId, Worker, deadlines::Due};
 
-/// Where a run's workflow task stands. All of it is a lease, but for the recorded causes.
+/// Where a run's workflow task stands. All of it is a lease.
 #[derive(Debug, Default)]
 pub(super) struct TaskLease {
     /// The task in flight.
@@ -41,8 +41,6 @@ pub(super) struct TaskLease {
     pub(super) last_failure: Option<Box<LastFailure>>,
     /// The session that ran the last task.
     pub(super) sticky: Option<SessionId>,
-    /// Durable: causes on record since the last completed task.
-    pub(super) recorded: Vec<WorkflowTaskFailureCause>,
 }
 
 impl Run {
