@@ -76,8 +76,11 @@ pub struct Config {
     pub drain: Duration,
     /// How many shards to make in an empty store; `None` means one for each core, at least 2.
     pub shards: Option<u16>,
-    /// Bytes of idle runs that are kept in memory.
+    /// Bytes of runs that sleep or are closed that are kept in memory.
     pub cache_bytes: usize,
+    /// Bytes of runs that wait for a worker that are kept in memory. Of more than those only ids
+    /// are kept, until a worker comes.
+    pub waiting_bytes: usize,
 }
 
 impl Config {
@@ -92,6 +95,7 @@ impl Config {
             drain: Duration::from_secs(10),
             shards: None,
             cache_bytes: 32 << 20,
+            waiting_bytes: 64 << 20,
         }
     }
 }
@@ -163,6 +167,7 @@ impl Server {
             store,
             limits: config.limits,
             cache_bytes: config.cache_bytes / usize::from(shards.max(1)),
+            waiting_bytes: config.waiting_bytes / usize::from(shards.max(1)),
             shards,
         });
         Ok(Self { node, grpc, http, build: config.build, drain: config.drain })

@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! - A credit is taken before a lane hears of a match, and given back when the completion arrives.
-//! - A stale offer is harmless: the lane looks at the run again and gives the credit back.
+//! - A thing is offered once: offered again it keeps its place.
+//! - A stale match is harmless: the lane looks at the run again and gives the credit back.
 //!
 //! What this module never does: decide whether a task is owed, or send anything by itself.
 
@@ -23,7 +24,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use onward_proto::NamespaceId;
+use onward_proto::{NamespaceId, RunId};
 use queue::Queue;
 
 use crate::{engine::SessionId, store::ShardId};
@@ -76,10 +77,23 @@ impl Dispatch {
         // Older offers wait for a credit: this one may not overtake them, unless its own session
         // has the run in its cache.
         if let Some(session) = queue.take_session(&offer) {
+            queue.withdraw(offer.what());
             return Some(session);
         }
         queue.push(offer);
         None
+    }
+
+    /// Takes an offer back that waits for a session: a workflow task, or an activity by its number.
+    pub fn withdraw(&self, run_id: RunId, activity: Option<u32>) {
+        let kind = if activity.is_some() { Kind::Activity } else { Kind::Workflow };
+        let mut inner = self.lock();
+        for (key, queue) in &mut inner.queues {
+            if key.kind == kind {
+                queue.withdraw((run_id, activity));
+            }
+        }
+        inner.queues.retain(|_, queue| !queue.is_empty());
     }
 
     /// Gives a credit back, and finds what the session does next.
@@ -265,6 +279,38 @@ mod tests {
         assert!(dispatch.offer(offer(2, "a")).is_none());
         dispatch.retire(session.id());
         assert!(dispatch.release(&session, SHARD, Kind::Activity).is_none());
+    }
+
+    #[test]
+    fn a_thing_that_is_offered_again_keeps_its_place() {
+        let dispatch = Dispatch::default();
+        let session = session(1, "a", 0);
+        assert!(dispatch.open(Arc::clone(&session)));
+        for n in [1, 2, 1] {
+            assert!(dispatch.offer(offer(n, "a")).is_none());
+        }
+        assert_eq!(dispatch.backlog(), (0, 2));
+        session.set_credits(0, 3);
+        let next = || dispatch.next_for(session.id(), Kind::Activity);
+        assert_eq!(next().unwrap().offer.run_id, offer(1, "a").run_id);
+        assert_eq!(next().unwrap().offer.run_id, offer(2, "a").run_id);
+        assert!(next().is_none());
+    }
+
+    #[test]
+    fn an_offer_that_was_taken_back_or_taken_at_once_waits_no_more() {
+        let dispatch = Dispatch::default();
+        let session = session(1, "a", 0);
+        assert!(dispatch.open(Arc::clone(&session)));
+        assert!(dispatch.offer(offer(1, "a")).is_none());
+        assert!(dispatch.offer(offer(2, "a")).is_none());
+        dispatch.withdraw(offer(1, "a").run_id, None);
+        assert_eq!(dispatch.backlog(), (0, 2), "its workflow task is another thing");
+        dispatch.withdraw(offer(1, "a").run_id, Some(1));
+        assert_eq!(dispatch.backlog(), (0, 1));
+        session.set_credits(0, 2);
+        assert!(dispatch.offer(offer(2, "a")).is_some());
+        assert_eq!(dispatch.backlog(), (0, 0));
     }
 
     #[test]

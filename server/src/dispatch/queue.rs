@@ -26,6 +26,17 @@ pub struct Offer {
     pub rank: Rank,
 }
 
+impl Offer {
+    /// The run, and the activity unless it is a workflow task.
+    pub(super) fn what(&self) -> (RunId, Option<u32>) {
+        let activity = match self.kind {
+            OfferKind::Task { .. } => None,
+            OfferKind::Activity { number } => Some(number),
+        };
+        (self.run_id, activity)
+    }
+}
+
 /// What is offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OfferKind {
@@ -72,6 +83,8 @@ pub struct Match {
 pub(super) struct Queue {
     /// By type, each in order: a session that has few of the types finds its own at once.
     offers: BTreeMap<String, BTreeMap<Rank, Offer>>,
+    /// The rank of what is offered: each thing waits in one place.
+    ranks: BTreeMap<(RunId, Option<u32>), Rank>,
     sessions: Vec<Arc<Session>>,
     /// Where the search for a session with a credit begins, so that all get their share.
     turn: usize,
@@ -94,9 +107,20 @@ impl Queue {
         self.offers.values().map(BTreeMap::len).sum()
     }
 
-    pub(super) fn push(&mut self, offer: Offer) {
+    /// Lets an offer wait. One of the same thing that waits already is replaced, in its place.
+    pub(super) fn push(&mut self, mut offer: Offer) {
+        offer.rank = *self.ranks.entry(offer.what()).or_insert(offer.rank);
         let name = offer.type_name.clone();
         self.offers.entry(name).or_default().insert(offer.rank, offer);
+    }
+
+    /// Takes an offer back, if it waits here.
+    pub(super) fn withdraw(&mut self, what: (RunId, Option<u32>)) {
+        let Some(rank) = self.ranks.remove(&what) else { return };
+        self.offers.retain(|_, offers| {
+            offers.remove(&rank);
+            !offers.is_empty()
+        });
     }
 
     pub(super) fn join(&mut self, session: Arc<Session>) {
@@ -108,8 +132,14 @@ impl Queue {
     }
 
     pub(super) fn drop_lane(&mut self, shard: ShardId) {
+        let ranks = &mut self.ranks;
         self.offers.retain(|_, offers| {
-            offers.retain(|_, offer| offer.shard != shard);
+            offers.retain(|_, offer| {
+                if offer.shard == shard {
+                    ranks.remove(&offer.what());
+                }
+                offer.shard != shard
+            });
             !offers.is_empty()
         });
     }
@@ -154,11 +184,12 @@ impl Queue {
         }
         let name = name.clone();
         let offers = self.offers.get_mut(&name)?;
-        let offer = offers.remove(&rank);
+        let offer = offers.remove(&rank)?;
         if offers.is_empty() {
             self.offers.remove(&name);
         }
-        offer
+        self.ranks.remove(&offer.what());
+        Some(offer)
     }
 
     fn is_known(&self, kind: Kind, type_name: &str) -> bool {

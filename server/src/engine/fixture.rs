@@ -193,6 +193,12 @@ impl Story {
         assert_eq!(deadlines, scan_for_deadlines(&self.run), "the set has what a scan finds");
         let active = self.run.activities.iter().filter(|activity| activity.is_active()).count();
         assert_eq!(self.run.active as usize, active);
+        if let Some(work) = self.run.can_leave() {
+            let back = self.loaded_knowing(work);
+            assert_eq!(back.wake(), self.run.wake(), "a run that comes back waits as before");
+            let ready = |run: &Run| run.ready_activities(self.now).collect::<Vec<_>>();
+            assert_eq!(ready(&back), ready(&self.run), "and for the same workers");
+        }
         if self.run.is_closed() {
             assert_eq!(self.run.wake(), Wake::Never);
             assert!(self.pending.is_empty(), "a closed run has no rows of pending");
@@ -200,13 +206,16 @@ impl Story {
     }
 
     pub(super) fn loaded(&self) -> Run {
+        self.loaded_knowing(match self.run.wake() {
+            Wake::Hot(_) => Work::MayBeInFlight,
+            Wake::Cold(_) | Wake::Never => Work::NoneInFlight,
+        })
+    }
+
+    fn loaded_knowing(&self, work: Work) -> Run {
         let pending: Vec<_> = self.pending.clone().into_iter().collect();
         let identity = self.run.identity();
         let requests = self.inherited.clone();
-        let work = match self.run.wake() {
-            Wake::Hot(_) => Work::MayBeInFlight,
-            Wake::Cold(_) | Wake::Never => Work::NoneInFlight,
-        };
         Run::load(self.now, identity, &self.journal, &pending, requests, work, &self.limits)
             .unwrap()
     }
@@ -229,6 +238,13 @@ impl Story {
         self.run = self.loaded();
         self.incarnation += 1;
         self.counter = 0;
+        self
+    }
+
+    /// It leaves memory and comes back; it must be one that can.
+    pub(super) fn comes_back(mut self) -> Self {
+        let work = self.run.can_leave().expect("nothing of it is in flight");
+        self.run = self.loaded_knowing(work);
         self
     }
 

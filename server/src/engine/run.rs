@@ -23,12 +23,14 @@ use super::{
 };
 use crate::store::HistorySize;
 
-/// What the store's row says about a run that is loaded.
+/// What is known about the attempts of a run that is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// It was hot: attempts may be out.
+    /// Attempts may be out, and their workers may claim them.
     MayBeInFlight,
-    /// It slept: no attempt has gone out since its last one ended.
+    /// Attempts may be out, but the time to claim them is over.
+    Unclaimed,
+    /// No attempt has gone out since its last one ended.
     NoneInFlight,
 }
 
@@ -434,6 +436,26 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Whether the run only waits, for workers or for a deadline, so that memory can do without it
+    /// until then. Tells what the load that brings it back has to know.
+    pub fn can_leave(&self) -> Option<Work> {
+        let task_waits = self.task.open.is_none()
+            && !self.task.repeat
+            && self.task.failures == 0
+            && self.task.not_before.is_none();
+        if !task_waits {
+            return None;
+        }
+        let mut known = Work::NoneInFlight;
+        for activity in &self.activities {
+            known = match (known, activity.can_leave()?) {
+                (Work::NoneInFlight, Work::NoneInFlight) => Work::NoneInFlight,
+                _ => Work::Unclaimed,
+            };
+        }
+        Some(known)
     }
 
     /// When the run needs attention without an input.

@@ -122,7 +122,7 @@ fn bytes_of_input(input: &Input) -> usize {
         | Input::StartAttempt { .. }
         | Input::ClaimAttempt { .. }
         | Input::SessionLost { .. }
-        | Input::Deadline => 0,
+        | Input::Deadline { .. } => 0,
     }
 }
 

@@ -33,6 +33,8 @@ pub struct NodeOptions {
     pub limits: Limits,
     /// Bytes of idle runs that each lane keeps in memory.
     pub cache_bytes: usize,
+    /// Bytes of runs that wait for workers that each lane keeps in memory.
+    pub waiting_bytes: usize,
     /// How many shards to make in an empty store.
     pub shards: u16,
 }
@@ -43,6 +45,7 @@ pub struct Node {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) limits: Limits,
     pub(crate) cache_bytes: usize,
+    pub(crate) waiting_bytes: usize,
     pub(crate) shards: u16,
     pub(crate) dispatch: Dispatch,
     pub(crate) metrics: Metrics,
@@ -81,6 +84,7 @@ impl Node {
             store: options.store,
             limits: options.limits,
             cache_bytes: options.cache_bytes,
+            waiting_bytes: options.waiting_bytes,
             shards: options.shards,
             dispatch: Dispatch::default(),
             metrics: Metrics::new(),

@@ -53,12 +53,29 @@ impl Activity {
         let never_out = self.written_token().is_none() && self.is_last(self.attempts() + 1);
         let next = self.row.as_ref().map_or(0, |row| row.next_attempt_at_us);
         let next = Timestamp::from_micros(next);
-        if work == Work::NoneInFlight || self.written_token().is_none() && next > now {
-            Attempt::BackingOff { until: next }
-        } else if never_out {
-            Attempt::Ready { since: now, may_be_out: false }
-        } else {
-            unknown
+        if self.written_token().is_none() && next > now {
+            return Attempt::BackingOff { until: next };
+        }
+        match work {
+            Work::MayBeInFlight if !never_out => unknown,
+            Work::Unclaimed if !never_out => Attempt::Ready { since: now, may_be_out: true },
+            Work::MayBeInFlight | Work::Unclaimed | Work::NoneInFlight => {
+                Attempt::Ready { since: now, may_be_out: false }
+            }
+        }
+    }
+
+    /// What a load has to know to bring the activity back as it is; `None` if it cannot.
+    pub(in crate::engine) fn can_leave(&self) -> Option<Work> {
+        match self.attempt {
+            Attempt::BackingOff { .. } | Attempt::Ready { may_be_out: false, .. } => {
+                Some(Work::NoneInFlight)
+            }
+            // The wait for a worker would count anew with each load.
+            Attempt::Ready { may_be_out: true, .. } => {
+                self.schedule_to_start().is_none().then_some(Work::Unclaimed)
+            }
+            Attempt::Running(_) | Attempt::Unknown { .. } => None,
         }
     }
 }
@@ -226,6 +243,37 @@ mod tests {
         let token = Token { incarnation: Incarnation(99), ..story.tokens[&1] };
         let worker = worker(3);
         story.when(&Input::ClaimAttempt { token, worker }).then_rejected(&Rejection::Stale);
+    }
+
+    #[test]
+    fn a_run_whose_activity_waits_for_a_worker_comes_back_as_it_left() {
+        let story = history().task([call(1)]).comes_back();
+        assert_eq!(story.run.ready_activities(story.now).collect::<Vec<_>>(), [1]);
+        story.dispatched(1).then_effects("send1#1").returned(1).then_inbox("returned1#1");
+        // What nobody claimed may still be out: coming back does not ask for claims again.
+        let story = history().task([call(1)]).dispatched(1).reload().passes(secs(10));
+        let (first, story) = (story.tokens[&1], story.comes_back());
+        assert_eq!(story.run.ready_activities(story.now).collect::<Vec<_>>(), [1]);
+        story.returned_by(first).then_inbox("returned1#1");
+    }
+
+    #[test]
+    fn a_run_with_something_in_flight_cannot_leave() {
+        let leaves = |story: Story| story.run.can_leave().is_some();
+        assert!(leaves(history().task([call(1)])));
+        assert!(!leaves(history().task([call(1)]).dispatched(1)), "an attempt runs");
+        assert!(!leaves(history().task([call(1)]).dispatched(1).reload()), "it may be claimed");
+        assert!(leaves(history().task([call(1)]).dispatched(1).broke(1, "Flaky")), "it backs off");
+        assert!(leaves(history()), "a task waits for a worker");
+        assert!(!leaves(history().handed_out()), "a task is in flight");
+    }
+
+    #[test]
+    fn a_retry_that_was_missed_asleep_starts_at_once() {
+        let story = history().task([call(1)]).dispatched(1).broke(1, "Flaky");
+        let story = story.after(secs(60)).comes_back();
+        assert_eq!(story.run.ready_activities(story.now).collect::<Vec<_>>(), [1]);
+        story.dispatched(1).then_effects("send1#2");
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Activity {
     }
 
     /// When the first attempt has waited too long for a worker.
-    fn schedule_to_start(&self) -> Option<Timestamp> {
+    pub(super) fn schedule_to_start(&self) -> Option<Timestamp> {
         let Attempt::Ready { since, may_be_out } = self.attempt else { return None };
         if self.attempts() > 0 {
             return None;

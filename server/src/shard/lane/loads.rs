@@ -38,8 +38,28 @@ const BYTES_PER_LOAD: u32 = 4 << 20;
 const PRELOAD: Duration = Duration::from_millis(250);
 /// Hot runs listed at once while a lane recovers.
 const HOT_PAGE: u32 = 1_000;
+/// With more runs in memory, recovery goes on slowly.
+const RECOVERED: usize = 100_000;
+/// How slowly: a page each time.
+const RECOVERY_PACE: Duration = Duration::from_secs(1);
 /// Due runs of one slot that are read at once.
 const DUE_PER_SLOT: u32 = 1_000;
+
+/// How far the list of hot runs has been read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Recovery {
+    /// The next page begins behind this run; it is read at that time at the latest.
+    Next { after: Option<RunId>, not_before: Duration },
+    /// A page is being read.
+    Listing,
+    /// It has been read whole.
+    Done,
+}
+
+impl Recovery {
+    /// From the start, at once.
+    pub(super) const START: Self = Self::Next { after: None, not_before: Duration::ZERO };
+}
 
 impl Lane {
     /// Lets a request wait for a look at its workflow id's newest run.
@@ -208,7 +228,8 @@ impl Lane {
         let waiting = self.loading.remove(&run_id).unwrap_or_default();
         self.waiting -= waiting.len();
         self.waiting_bytes -= waiting.iter().map(Mail::request_bytes).sum::<usize>();
-        if !self.runs.contains_key(&run_id) {
+        let is_new = !self.runs.contains_key(&run_id);
+        if is_new {
             let rebuilt = match loaded {
                 Loaded::Run(run) => self.rebuild(*run),
                 Loaded::Corrupt(reason) => Err(reason),
@@ -227,8 +248,23 @@ impl Lane {
             match letter {
                 Mail::Request(request) => self.with_run(run_id, request),
                 Mail::Worker(from) => self.on_worker(from),
-                Mail::Matched(_) | Mail::Lease(_) | Mail::Drain => {}
+                Mail::Matched(found) => self.take_match(found),
+                Mail::Lease(_) | Mail::Drain => {}
             }
+        }
+        if is_new {
+            self.offer_all(run_id);
+        }
+    }
+
+    /// Offers all that a run has to give away. What waits in dispatch already keeps its place.
+    fn offer_all(&mut self, run_id: RunId) {
+        let now = self.now();
+        let Some(entry) = self.runs.get(&run_id) else { return };
+        let ready: Vec<u32> = entry.run.ready_activities(now).collect();
+        self.offer_task(run_id);
+        for number in ready {
+            self.offer_activity(run_id, number);
         }
     }
 
@@ -238,7 +274,8 @@ impl Lane {
             Mail::Worker(FromWorker::Run { session, input, .. }) => {
                 self.tell_stale_input(run_id, &session, &input);
             }
-            Mail::Worker(_) | Mail::Matched(_) | Mail::Lease(_) | Mail::Drain => {}
+            Mail::Matched(found) => found.session.give_back(self.shard, found.offer.kind.kind()),
+            Mail::Worker(_) | Mail::Lease(_) | Mail::Drain => {}
         }
     }
 
@@ -258,20 +295,16 @@ impl Lane {
         let pending = read_pending(&loaded.pending)?;
         let requests = Requests::decode(&row.requests)
             .map_err(|error| format!("its requests cannot be read: {error}"))?;
-        let work = match row.wake_at {
-            WakeAt::Hot => Work::MayBeInFlight,
+        let work = match (self.away.remove(&run_id), row.wake_at) {
+            (Some(known), _) => known,
+            (None, WakeAt::Hot) => Work::MayBeInFlight,
             // An attempt goes out only after the row is hot.
-            WakeAt::At(_) | WakeAt::Never => Work::NoneInFlight,
+            (None, WakeAt::At(_) | WakeAt::Never) => Work::NoneInFlight,
         };
         let run = Run::load(now, &identity, &journal, &pending, requests, work, &self.node.limits)
             .map_err(|error| error.to_string())?;
-        let ready: Vec<u32> = run.ready_activities(now).collect();
         self.insert(Entry::loaded(run, loaded.journal, row.wake_at));
         self.settle(run_id);
-        self.offer_task(run_id);
-        for number in ready {
-            self.offer_activity(run_id, number);
-        }
         Ok(())
     }
 
@@ -291,10 +324,16 @@ impl Lane {
         LaneEnd::Reload { owned: self.owned, renewed: self.lease.last_renewed() }
     }
 
-    /// After a load of the lane: lists the runs that have work in flight, and reads each once.
+    /// After a load of the lane: lists the runs that have work in flight, and reads each once. While
+    /// many are in memory it goes on slowly: of those that nobody claims most will leave.
     pub(super) fn recover(&mut self) {
-        self.parked = self.node.parked(self.shard);
-        self.list_hot(None);
+        let Recovery::Next { after, not_before } = self.recovery else { return };
+        let is_late = not_before <= self.node.env.boot();
+        let has_room = self.runs.len() < RECOVERED && self.load_next.len() < HOT_PAGE as usize;
+        if is_late || has_room {
+            self.recovery = Recovery::Listing;
+            self.list_hot(after);
+        }
     }
 
     fn list_hot(&self, after: Option<RunId>) {
@@ -321,9 +360,12 @@ impl Lane {
     }
 
     pub(super) fn on_hot(&mut self, run_ids: Vec<RunId>, last: bool) {
-        if !last {
-            self.list_hot(run_ids.last().copied());
-        }
+        self.recovery = if last {
+            Recovery::Done
+        } else {
+            let not_before = self.node.env.boot() + RECOVERY_PACE;
+            Recovery::Next { after: run_ids.last().copied(), not_before }
+        };
         for run_id in run_ids {
             if !self.runs.contains_key(&run_id) {
                 self.load_due(run_id);

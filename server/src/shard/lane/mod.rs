@@ -44,7 +44,7 @@ use super::{
 };
 use crate::{
     dispatch::Match,
-    engine::{Decision, Effect, Incarnation, SessionId, TaskId, Token},
+    engine::{Decision, Effect, Incarnation, SessionId, TaskId, Token, Work},
     store::{CommitId, Error as StoreError, Loaded, NewestRun, Resolved, ShardId},
 };
 
@@ -118,7 +118,12 @@ pub(crate) struct Lane {
 
     runs: BTreeMap<RunId, Entry>,
     ids: BTreeMap<IdKey, RunId>,
-    idle: runs::Idle,
+    /// Cold runs, which leave memory when they are too many.
+    idle: runs::Leavers,
+    /// Hot runs that only wait for workers, which do as well.
+    waiting_runs: runs::Leavers,
+    /// Hot runs that have left, and what their loads have to know. Dispatch has their offers.
+    away: BTreeMap<RunId, Work>,
     /// Runs whose records cannot be read or stored, and why.
     parked: BTreeMap<RunId, String>,
     /// Who waits for a run's result.
@@ -150,6 +155,7 @@ pub(crate) struct Lane {
     preloaded: Option<(Timestamp, RunId)>,
     /// When open tasks have to let waiting facts in.
     yields: BTreeSet<(Timestamp, RunId)>,
+    recovery: loads::Recovery,
     horizon: Timestamp,
     next_read_ahead: Duration,
     read_ahead_under_way: bool,
@@ -186,7 +192,9 @@ impl Lane {
             owned,
             runs: BTreeMap::new(),
             ids: BTreeMap::new(),
-            idle: runs::Idle::new(node.cache_bytes),
+            idle: runs::Leavers::new(node.cache_bytes),
+            waiting_runs: runs::Leavers::new(node.waiting_bytes),
+            away: BTreeMap::new(),
             parked: BTreeMap::new(),
             waiters: BTreeMap::new(),
             followers: BTreeMap::new(),
@@ -205,6 +213,7 @@ impl Lane {
             deadlines: BTreeSet::new(),
             preloaded: None,
             yields: BTreeSet::new(),
+            recovery: loads::Recovery::START,
             horizon: Timestamp::MIN,
             next_read_ahead: Duration::ZERO,
             read_ahead_under_way: false,
@@ -226,7 +235,7 @@ impl Lane {
 
     /// Serves the shard until it is lost, handed back, or must be loaded again.
     pub(crate) async fn run(mut self, mut mail: mpsc::Receiver<Letter>) -> LaneEnd {
-        self.recover();
+        self.parked = self.node.parked(self.shard);
         let mut letters = Vec::with_capacity(TURN);
         loop {
             if let Some(end) = self.turn() {
@@ -266,6 +275,7 @@ impl Lane {
     /// What each turn of the loop begins with: due deadlines, matches, the next commit.
     fn turn(&mut self) -> Option<LaneEnd> {
         if !self.draining {
+            self.recover();
             self.read_ahead();
             self.preload();
             self.fire_deadlines();
@@ -290,7 +300,11 @@ impl Lane {
         }
         let read_ahead =
             (!self.read_ahead_under_way).then(|| self.next_read_ahead.saturating_sub(boot));
-        [commit, self.until_deadline(boot), self.until_preload(boot), read_ahead]
+        let recovery = match self.recovery {
+            loads::Recovery::Next { not_before, .. } => Some(not_before.saturating_sub(boot)),
+            loads::Recovery::Listing | loads::Recovery::Done => None,
+        };
+        [commit, self.until_deadline(boot), self.until_preload(boot), read_ahead, recovery]
             .into_iter()
             .flatten()
             .min()
@@ -379,9 +393,11 @@ impl Lane {
                 self.defer(run_id, Deferred::CancelAttempt(token, session, reason));
             }
             Effect::WithdrawTask => self.withdraw_task(run_id),
-            // A stale offer is looked at again when a session takes it, and a void completion's
-            // own answer says so.
-            Effect::WithdrawActivity { .. } | Effect::TaskVoid { .. } => {}
+            Effect::WithdrawActivity { number } => {
+                self.node.dispatch.withdraw(run_id, Some(number));
+            }
+            // A void completion's own answer says so.
+            Effect::TaskVoid { .. } => {}
             Effect::Closed => {
                 // It gains nothing by waiting, and a start behind it must not come before it.
                 self.open.hurry(run_id);

@@ -97,10 +97,17 @@ const WAITING: usize = 16_384;
 /// Bytes of those that may.
 const WAITING_BYTES: usize = 64 << 20;
 
+/// Runs of one lane that may wait for workers outside memory before starts are refused.
+const MOST_AWAY: usize = 1_000_000;
+
 impl Lane {
     pub(super) fn on_request(&mut self, request: Request) {
         if self.draining {
             return request.refuse(Self::draining_refusal());
+        }
+        if matches!(request, Request::Start { .. }) && self.away.len() >= MOST_AWAY {
+            let limit = format!("{MOST_AWAY} workflows without a worker");
+            return request.refuse(Refusal::Busy { limit });
         }
         // A request for a run in memory goes on at once. Otherwise it waits for a look at its
         // workflow id, or for the load of its run, and what comes later for them waits behind it.

@@ -47,8 +47,8 @@ pub(super) struct Entry {
     pub(super) held: Vec<Request>,
     /// Since when the first of them waits.
     pub(super) held_since: Option<Timestamp>,
-    /// Its place among the idle runs.
-    pub(super) idle: Option<u64>,
+    /// Its place among the runs that can leave memory.
+    pub(super) place: Option<Place>,
     /// Its encoded memo, until its row is inserted.
     pub(super) memo: Bytes,
     /// The journal that it was loaded from, until a task has been made of it.
@@ -70,7 +70,7 @@ impl Entry {
             cached_on: None,
             held: Vec::new(),
             held_since: None,
-            idle: None,
+            place: None,
             memo: Bytes::new(),
             journal: Vec::new(),
         }
@@ -131,16 +131,24 @@ impl Entry {
     }
 }
 
-/// Runs that wait for a deadline or for outside, or are closed: the least recently used leave
-/// memory when they are more than the budget.
-pub(super) struct Idle {
+/// A run's place among those that can leave memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Cold or closed.
+    Idle(u64),
+    /// Hot, but nothing of it is in flight: workers have to come.
+    Waiting(u64),
+}
+
+/// Runs that can leave memory, from the least recently used on, and how much of it they may take.
+pub(super) struct Leavers {
     order: BTreeMap<u64, (RunId, usize)>,
     tick: u64,
     bytes: usize,
     budget: usize,
 }
 
-impl Idle {
+impl Leavers {
     pub(super) fn new(budget: usize) -> Self {
         Self { order: BTreeMap::new(), tick: 0, bytes: 0, budget }
     }
@@ -158,11 +166,20 @@ impl Idle {
         }
     }
 
-    fn pop_over_budget(&mut self) -> Option<RunId> {
-        if self.bytes <= self.budget {
-            return None;
-        }
-        let (_, (run_id, bytes)) = self.order.pop_first()?;
+    /// The least recently used one, while there are too many.
+    fn pop_oldest(&mut self) -> Option<RunId> {
+        let taken = (self.bytes > self.budget).then(|| self.order.pop_first())?;
+        self.popped(taken)
+    }
+
+    /// The most recently used one, while there are too many.
+    fn pop_newest(&mut self) -> Option<RunId> {
+        let taken = (self.bytes > self.budget).then(|| self.order.pop_last())?;
+        self.popped(taken)
+    }
+
+    fn popped(&mut self, taken: Option<(u64, (RunId, usize))>) -> Option<RunId> {
+        let (_, (run_id, bytes)) = taken?;
         self.bytes -= bytes;
         Some(run_id)
     }
@@ -196,45 +213,87 @@ impl Lane {
         if !entry.inserted || entry.wake_at() != entry.row_wake || closed != entry.row_closed {
             self.open.touch(run_id, self.node.env.boot());
         }
+        self.place(run_id);
+    }
+
+    /// Puts a run among those that can leave memory, or takes it out.
+    fn place(&mut self, run_id: RunId) {
         let staged = self.is_staged(run_id);
         let Some(entry) = self.runs.get_mut(&run_id) else { return };
-        let idle = !staged && !matches!(entry.run.wake(), Wake::Hot(_)) && entry.held.is_empty();
-        match (idle, entry.idle) {
-            (true, None) => entry.idle = Some(self.idle.add(run_id, entry.memory_bytes())),
-            (false, Some(tick)) => {
-                self.idle.remove(tick);
-                entry.idle = None;
+        let stays = staged || !entry.held.is_empty();
+        let is_hot = matches!(entry.run.wake(), Wake::Hot(_));
+        match (stays, is_hot, entry.place) {
+            (false, false, Some(Place::Idle(_))) => {}
+            (false, false, _) => {
+                self.leave_place(run_id);
+                self.place_idle(run_id);
             }
-            (true, Some(_)) | (false, None) => {}
+            (false, true, Some(Place::Waiting(_))) if entry.run.can_leave().is_some() => {}
+            (false, true, _) if entry.run.can_leave().is_some() => {
+                self.leave_place(run_id);
+                let Some(entry) = self.runs.get_mut(&run_id) else { return };
+                let tick = self.waiting_runs.add(run_id, entry.memory_bytes());
+                entry.place = Some(Place::Waiting(tick));
+            }
+            (_, _, None) => {}
+            (_, _, Some(_)) => self.leave_place(run_id),
         }
     }
 
-    /// Marks a run as just used.
+    fn place_idle(&mut self, run_id: RunId) {
+        let Some(entry) = self.runs.get_mut(&run_id) else { return };
+        entry.place = Some(Place::Idle(self.idle.add(run_id, entry.memory_bytes())));
+    }
+
+    fn leave_place(&mut self, run_id: RunId) {
+        let Some(entry) = self.runs.get_mut(&run_id) else { return };
+        match entry.place.take() {
+            Some(Place::Idle(tick)) => self.idle.remove(tick),
+            Some(Place::Waiting(tick)) => self.waiting_runs.remove(tick),
+            None => {}
+        }
+    }
+
+    /// Marks an idle run as just used.
     pub(super) fn touch_idle(&mut self, run_id: RunId) {
-        if let Some(entry) = self.runs.get_mut(&run_id)
-            && let Some(tick) = entry.idle
-        {
-            self.idle.remove(tick);
-            entry.idle = Some(self.idle.add(run_id, entry.memory_bytes()));
+        if self.runs.get(&run_id).is_some_and(|run| matches!(run.place, Some(Place::Idle(_)))) {
+            self.leave_place(run_id);
+            self.place_idle(run_id);
         }
     }
 
-    /// Lets the least recently used idle runs go until the budget holds.
+    /// Lets runs go until the budgets hold: of the idle ones the least recently used, of those that
+    /// wait for workers the last, because workers take the first.
     pub(super) fn shrink_cache(&mut self) {
-        while let Some(run_id) = self.idle.pop_over_budget() {
-            let Some(entry) = self.runs.remove(&run_id) else { continue };
+        while let Some(run_id) = self.idle.pop_oldest() {
+            let Some(entry) = self.forget(run_id) else { continue };
             // A deadline inside the horizon stays: nobody will read it again before it is due.
             if let Some(deadline) = entry.deadline
                 && deadline > self.horizon
             {
                 self.deadlines.remove(&(deadline, run_id));
             }
-            let identity = entry.run.identity();
-            let key = (identity.namespace_id, identity.workflow_id.clone());
-            if self.ids.get(&key) == Some(&run_id) {
-                self.ids.remove(&key);
-            }
         }
+        // While offers are held back they are nowhere but here.
+        if self.draining || !self.withheld.is_empty() {
+            return;
+        }
+        while let Some(run_id) = self.waiting_runs.pop_newest() {
+            // Its offers stay, and so does its deadline: nobody reads those of hot runs.
+            let Some(entry) = self.forget(run_id) else { continue };
+            self.away.extend(entry.run.can_leave().map(|known| (run_id, known)));
+        }
+    }
+
+    /// Takes a run out of memory, but for its deadline.
+    fn forget(&mut self, run_id: RunId) -> Option<Entry> {
+        let entry = self.runs.remove(&run_id)?;
+        let identity = entry.run.identity();
+        let key = (identity.namespace_id, identity.workflow_id.clone());
+        if self.ids.get(&key) == Some(&run_id) {
+            self.ids.remove(&key);
+        }
+        Some(entry)
     }
 
     /// Puts a run into memory.

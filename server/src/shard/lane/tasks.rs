@@ -8,7 +8,10 @@ use onward_proto::{
 };
 use prost::Message as _;
 
-use super::{super::batch::read_row, Beside, Lane, LaneEnd};
+use super::{
+    super::{batch::read_row, message::Mail},
+    Beside, Lane, LaneEnd,
+};
 use crate::{
     dispatch::{Kind, Match, Offer, OfferKind, Rank, Session},
     engine::{Effect, HandOut, Incarnation, Input, SessionId, TaskId, Token, history::HistoryFold},
@@ -79,17 +82,23 @@ impl Lane {
 
     /// Offers that waited have found a session.
     pub(super) fn take_matches(&mut self) {
-        while let Some(Match { offer, session }) = self.matched.pop_front() {
+        while let Some(found) = self.matched.pop_front() {
             if self.draining {
-                session.give_back(self.shard, offer.kind.kind());
-                continue;
+                found.session.give_back(self.shard, found.offer.kind.kind());
+            } else if self.away.contains_key(&found.offer.run_id) {
+                self.load(found.offer.run_id, Mail::Matched(found));
+            } else {
+                self.take_match(found);
             }
-            match offer.kind {
-                OfferKind::Task { .. } => self.hand_out(offer.run_id, &session),
-                OfferKind::Activity { number } => {
-                    self.start_attempt(offer.run_id, number, &session);
-                }
-            }
+        }
+    }
+
+    /// A session has taken an offer of a run in memory.
+    pub(super) fn take_match(&mut self, found: Match) {
+        let Match { offer, session } = found;
+        match offer.kind {
+            OfferKind::Task { .. } => self.hand_out(offer.run_id, &session),
+            OfferKind::Activity { number } => self.start_attempt(offer.run_id, number, &session),
         }
     }
 
@@ -363,6 +372,7 @@ impl Lane {
 
     /// The run needs no workflow task any more: the worker that holds one forgets the run.
     pub(super) fn withdraw_task(&mut self, run_id: RunId) {
+        self.node.dispatch.withdraw(run_id, None);
         let Some(entry) = self.runs.get_mut(&run_id) else { return };
         if let Some(session) = entry.cached_on.take()
             && let Some(session) = self.node.dispatch.session(session)

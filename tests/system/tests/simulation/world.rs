@@ -131,6 +131,7 @@ impl World {
             store: Arc::new(store.clone()),
             limits: Limits::default(),
             cache_bytes: 16 << 10,
+            waiting_bytes: 1 << 20,
             shards: 2,
         });
         let (connections, incoming) = mpsc::unbounded_channel::<io::Result<DuplexStream>>();
