@@ -4,6 +4,7 @@
 mod fake;
 
 use fake::{Fake, json, run_id};
+use futures_util::FutureExt as _;
 use onward::{Client, Ctx, Failure, RemoteFailure, RetryHint, WorkflowError, workflow};
 use onward_proto::v1::{self, WorkflowStatus};
 use serde::{Deserialize, Serialize};
@@ -174,4 +175,74 @@ async fn a_missing_server_is_named_at_once_with_what_to_do() {
              dev' or set ONWARD_ADDRESS"
         )
     );
+}
+
+#[tokio::test]
+async fn a_call_that_is_used_wrongly_is_an_error_that_names_the_workflow() {
+    let fake = Fake::start();
+    let begun = || {
+        let mut call = order(&fake.client, "lamp");
+        assert!((&mut call).now_or_never().is_none());
+        call
+    };
+    let error = begun().start().await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    let expected = "the call of workflow `order` is started, but was awaited before";
+    assert_eq!(error.to_string(), expected);
+    let error = begun().id("order-1").queue("orders").await.unwrap_err();
+    let expected = "the call of workflow `order` was given an option after it was first awaited";
+    assert_eq!(error.to_string(), expected);
+
+    let done =
+        v1::WorkflowOutcome { result: Some(json("4")), ..outcome(WorkflowStatus::Completed) };
+    fake.script.lock().unwrap().execute_answers.push_back(Ok(ended(done)));
+    let mut call = order(&fake.client, "lamp");
+    assert_eq!((&mut call).await.unwrap(), 4);
+    let error = call.await.unwrap_err();
+    let expected = "the call of workflow `order` was awaited again after its end";
+    assert_eq!(error.to_string(), expected);
+}
+
+const NOTE: onward::Signal<u32> = onward::Signal::new("note");
+
+#[tokio::test]
+async fn a_signal_goes_with_the_start_in_one_request() {
+    let fake = Fake::start();
+    let answer = v1::SignalWithStartWorkflowResponse {
+        run_id: run_id(1, 5).to_wire(),
+        ..Default::default()
+    };
+    fake.script.lock().unwrap().signal_start_answers.extend([
+        Err(Status::unavailable("going away")),
+        Ok(answer.clone()),
+        Ok(answer),
+    ]);
+    let handle = order(&fake.client, "lamp").id("order-1").signal(NOTE, 7).start().await.unwrap();
+    assert_eq!((handle.id(), handle.run_id()), ("order-1", Some(run_id(1, 5).uuid())));
+    {
+        let script = fake.script.lock().unwrap();
+        let asked = &script.signal_starts;
+        assert_eq!(asked.len(), 2);
+        assert_eq!(asked[0], asked[1], "both tries are one request");
+        assert_eq!(
+            (asked[0].signal_name.as_str(), &asked[0].arguments[..]),
+            ("note", &[json("7")][..])
+        );
+        let start = asked[0].start.as_ref().unwrap();
+        assert_eq!((start.workflow_id.as_str(), start.arguments.len()), ("order-1", 1));
+        assert_eq!(start.request_id.len(), 16);
+        assert!(script.starts.is_empty() && script.signals.is_empty());
+    }
+
+    // Awaited, it waits for the run that the start reached.
+    let done =
+        v1::WorkflowOutcome { result: Some(json("4")), ..outcome(WorkflowStatus::Completed) };
+    fake.script.lock().unwrap().wait_answers.push_back(Ok(v1::WaitWorkflowResultResponse {
+        run_id: run_id(1, 5).to_wire(),
+        outcome: Some(done),
+    }));
+    assert_eq!(order(&fake.client, "lamp").id("order-1").signal(NOTE, 7).await.unwrap(), 4);
+    let script = fake.script.lock().unwrap();
+    assert_eq!(script.waits[0].run_id, run_id(1, 5).to_wire());
+    assert!(script.executes.is_empty());
 }

@@ -52,7 +52,9 @@ pub enum IdConflict {
 /// A workflow that is about to be started.
 ///
 /// Awaited, it starts the workflow and waits for its typed result;
-/// [`start`](Self::start) only starts it and gives a handle.
+/// [`start`](Self::start) only starts it and gives a handle. Options are given before that: a call
+/// that gets one later, or is used once more after its end, fails with
+/// [`Code::FailedPrecondition`].
 #[must_use = "a workflow call does nothing until it is awaited or .start()ed"]
 pub struct ClientCall<W: Workflow> {
     state: State<W>,
@@ -61,6 +63,8 @@ pub struct ClientCall<W: Workflow> {
 enum State<W: Workflow> {
     Built(Box<Built>),
     Running(BoxFuture<'static, Result<W::Output, WorkflowError<W::Error>>>),
+    /// It was given an option too late: awaited further, it says so.
+    Late,
     Done,
 }
 
@@ -105,12 +109,10 @@ impl<W: Workflow> ClientCall<W> {
         Self { state: State::Built(Box::new(Built { client, start, signal: None, error })) }
     }
 
-    /// # Panics
-    /// Once the call is being awaited: what is said then would be too late.
     fn with(mut self, change: impl FnOnce(&mut Built)) -> Self {
         match &mut self.state {
             State::Built(built) => change(built),
-            State::Running(_) | State::Done => panic!("the workflow call has begun already"),
+            State::Running(_) | State::Late | State::Done => self.state = State::Late,
         }
         self
     }
@@ -177,10 +179,13 @@ impl<W: Workflow> ClientCall<W> {
     /// Starts the workflow, and returns as soon as the start is durable.
     ///
     /// # Errors
-    /// [`RpcError`] with [`Code::AlreadyExists`] if the id is taken, and whatever else the server
-    /// or the connection says.
+    /// [`RpcError`] with [`Code::AlreadyExists`] if the id is taken, with
+    /// [`Code::FailedPrecondition`] if the call was awaited before, and whatever else the server or
+    /// the connection says.
     pub async fn start(self) -> Result<WorkflowHandle<W>, RpcError> {
-        let State::Built(built) = self.state else { panic!("the workflow call has begun already") };
+        let State::Built(built) = self.state else {
+            return Err(misuse::<W>("is started, but was awaited before"));
+        };
         let (client, workflow_id, run) = built.start().await?;
         Ok(WorkflowHandle::new(client, workflow_id, Some(run)))
     }
@@ -245,6 +250,11 @@ impl Built {
     }
 }
 
+/// Says what was done with a call that cannot be.
+fn misuse<W: Workflow>(what: &str) -> RpcError {
+    RpcError::new(Code::FailedPrecondition, format!("the call of workflow `{}` {what}", W::NAME))
+}
+
 impl<W: Workflow> Future for ClientCall<W> {
     type Output = Result<W::Output, WorkflowError<W::Error>>;
 
@@ -264,7 +274,14 @@ impl<W: Workflow> Future for ClientCall<W> {
                     }
                     return poll;
                 }
-                State::Done => panic!("a workflow call was awaited again after its end"),
+                State::Late => {
+                    let error = misuse::<W>("was given an option after it was first awaited");
+                    return Poll::Ready(Err(WorkflowError::Rpc(error)));
+                }
+                State::Done => {
+                    let error = misuse::<W>("was awaited again after its end");
+                    return Poll::Ready(Err(WorkflowError::Rpc(error)));
+                }
             }
         }
     }

@@ -69,8 +69,16 @@ impl Session {
 
     /// Says welcome, and takes what a worker says to that: what is in flight, then credits.
     pub async fn welcome(&mut self) -> (v1::Hello, v1::InFlight, v1::Credits) {
+        self.welcome_with(welcome_message()).await
+    }
+
+    /// Says welcome in these words.
+    pub async fn welcome_with(
+        &mut self,
+        welcome: v1::Welcome,
+    ) -> (v1::Hello, v1::InFlight, v1::Credits) {
         let WorkerKind::Hello(hello) = self.next().await else { panic!("no hello") };
-        self.send([welcome()]);
+        self.send([ServerKind::Welcome(welcome)]);
         let WorkerKind::InFlight(in_flight) = self.next().await else { panic!("no in-flight") };
         // What was sent again comes before the credits; the test sees it afterwards.
         let mut again = VecDeque::new();
@@ -92,14 +100,14 @@ impl Session {
     }
 }
 
-pub fn welcome() -> ServerKind {
-    ServerKind::Welcome(v1::Welcome {
+pub fn welcome_message() -> v1::Welcome {
+    v1::Welcome {
         version: "0.0.1".to_owned(),
         protocol: PROTOCOL,
         node_id: 1,
         silence_limit_us: 600_000,
         max_message_bytes: 4 << 20,
-    })
+    }
 }
 
 pub fn run_id(n: u64, slot: u16) -> RunId {
@@ -180,6 +188,8 @@ pub struct Script {
     pub waits: Vec<v1::WaitWorkflowResultRequest>,
     pub wait_answers: VecDeque<Result<v1::WaitWorkflowResultResponse, Status>>,
     pub signals: Vec<v1::SignalWorkflowRequest>,
+    pub signal_starts: Vec<v1::SignalWithStartWorkflowRequest>,
+    pub signal_start_answers: VecDeque<Result<v1::SignalWithStartWorkflowResponse, Status>>,
     pub history_pages: VecDeque<Result<v1::TaskHistoryResponse, Status>>,
     pub history_reads: Vec<v1::TaskHistoryRequest>,
     pub protocol: Option<u32>,
@@ -307,9 +317,11 @@ impl ClientService for Service {
 
     async fn signal_with_start_workflow(
         &self,
-        _: Request<v1::SignalWithStartWorkflowRequest>,
+        request: Request<v1::SignalWithStartWorkflowRequest>,
     ) -> Answer<v1::SignalWithStartWorkflowResponse> {
-        Err(Status::unimplemented("not scripted"))
+        let mut script = self.script.lock().unwrap();
+        script.signal_starts.push(request.into_inner());
+        script.signal_start_answers.pop_front().expect("an answer is scripted").map(Response::new)
     }
 
     async fn request_cancel_workflow(
