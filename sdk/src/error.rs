@@ -399,7 +399,11 @@ impl<E: Failure> Failure for ActivityError<E> {
     fn is_cancelled(&self) -> bool {
         match self {
             Self::Failed(error) | Self::Exhausted { last: error, .. } => error.is_cancelled(),
-            _ => false,
+            Self::TimedOut { .. }
+            | Self::Cancelled
+            | Self::OutcomeUnknown { .. }
+            | Self::Refused(_)
+            | Self::Lost(_) => false,
         }
     }
 
@@ -407,7 +411,10 @@ impl<E: Failure> Failure for ActivityError<E> {
         match self {
             Self::Failed(error) | Self::Exhausted { last: error, .. } => error.causes(),
             Self::Lost(remote) => remote.causes.clone(),
-            _ => Vec::new(),
+            Self::TimedOut { .. }
+            | Self::Cancelled
+            | Self::OutcomeUnknown { .. }
+            | Self::Refused(_) => Vec::new(),
         }
     }
 }
@@ -495,7 +502,12 @@ impl<E: Failure> Failure for WorkflowError<E> {
     fn retry(&self) -> RetryHint {
         match self {
             Self::Failed(error) => error.retry(),
-            _ => RetryHint::Retry,
+            Self::Cancelled(_)
+            | Self::Terminated(_)
+            | Self::TimedOut
+            | Self::Refused(_)
+            | Self::Lost(_)
+            | Self::Rpc(_) => RetryHint::Retry,
         }
     }
 

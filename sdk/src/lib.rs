@@ -6,11 +6,13 @@
 //! `ctx.local()`, `&ActivityCtx` in an activity or test, `&Client` outside.
 
 mod audited;
+mod caught;
 mod definition;
 mod deps;
 mod error;
 mod failure;
 mod forward;
+mod limits;
 mod options;
 pub mod payload;
 

@@ -286,7 +286,10 @@ async fn an_activity_that_cannot_run_fails_and_says_why() {
     assert!(!unreadable.non_retryable);
     assert!(ask(3, "greet", &["\"a\"", "\"b\""]).await.message.contains("2 arguments for 1"));
     let panicked = ask(4, "explode", &[]).await;
-    assert_eq!((panicked.kind.as_str(), panicked.message.as_str()), ("Panic", "boom"));
+    assert_eq!(panicked.kind, "Panic");
+    let (place, words) = panicked.message.rsplit_once(": ").unwrap();
+    assert!(place.starts_with("panicked at ") && place.contains("session.rs:"), "{place}");
+    assert_eq!(words, "boom");
     assert!(!panicked.non_retryable);
 }
 
@@ -317,6 +320,45 @@ async fn a_task_whose_base_is_not_here_asks_for_the_history() {
     session.send([ServerKind::WorkflowTask(task)]);
     let WorkerKind::NeedHistory(need) = session.next_news().await else { panic!() };
     assert_eq!(need.task_id.unwrap(), task_id(2));
+}
+
+/// Makes a call with an argument of so many bytes.
+#[workflow]
+async fn shout(ctx: &Ctx, bytes: usize) -> onward::Result<String> {
+    Ok(greet(ctx, &"x".repeat(bytes)).await?)
+}
+
+#[tokio::test]
+async fn a_call_that_fits_into_no_message_fails_its_task_and_is_named() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflows::<(shout,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    session.send([ServerKind::WorkflowTask(first_task(run_id(1, 5), 1, "shout", &["5000000"]))]);
+    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+    assert_eq!(failed.cause(), Cause::BadCommands);
+    let message = failed.failure.unwrap().message;
+    assert!(message.starts_with("ActivityScheduled greet(#1), issued at sdk/tests/session.rs:"));
+    assert!(message.contains(" has 5000"), "{message}");
+    assert!(message.ends_with("; no message may have more than 4194304"), "{message}");
+}
+
+#[tokio::test]
+async fn details_of_many_heartbeats_come_in_items_that_fit() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).spawn().await.unwrap();
+    let mut session = fake.session().await;
+    let small = v1::Welcome { max_message_bytes: 60, ..fake::welcome_message() };
+    session.welcome_with(small).await;
+    let tasks = (1..=9).map(|n| activity_task(token(run_id(n, 5), 1, 1), "wait", &[]));
+    session.send(tasks.map(ServerKind::ActivityTask));
+    let mut named = 0;
+    while named < 9 {
+        let WorkerKind::Heartbeats(beat) = session.next().await else { panic!() };
+        // Two details have 26 bytes together; a third would be more than half a message.
+        assert!(beat.activities.len() <= 2, "{beat:?}");
+        named += beat.activities.len();
+    }
 }
 
 #[tokio::test]
@@ -620,7 +662,9 @@ async fn a_panic_fails_the_task_and_the_next_hand_out_begins_anew() {
         let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
         assert_eq!(failed.task_id.unwrap(), task_id(counter));
         assert_eq!(failed.cause(), Cause::Panic);
-        assert!(failed.failure.unwrap().message.contains("not my day"));
+        let message = failed.failure.unwrap().message;
+        assert!(message.starts_with("the workflow panicked at "), "{message}");
+        assert!(message.contains("session.rs:") && message.ends_with(": not my day"), "{message}");
     }
 }
 

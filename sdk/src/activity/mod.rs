@@ -19,7 +19,8 @@ use self::attempt::Attempt;
 use crate::{
     definition::{Activity, ActivityTarget},
     deps::{Provide, Via},
-    error::Result,
+    error::{Error, Result},
+    limits,
     payload::{self, Codec},
 };
 
@@ -123,9 +124,12 @@ impl<D: Send + Sync + 'static> ActivityCtx<D> {
     /// wins.
     ///
     /// # Errors
-    /// If the details cannot be encoded.
+    /// If the details cannot be encoded, or are so large that the server would not keep them.
     pub fn heartbeat<T: Serialize + ?Sized>(&self, details: &T) -> Result<()> {
-        self.attempt.save(payload::encode(details, self.codec)?);
+        let details = payload::encode(details, self.codec)?;
+        limits::check_details(&details)
+            .map_err(|limit| Error::msg(format!("the details of a heartbeat: {limit}")))?;
+        self.attempt.save(details);
         Ok(())
     }
 
@@ -192,6 +196,15 @@ where
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn details_that_the_server_would_not_keep_are_an_error() {
+        let ctx = ActivityCtx::test(());
+        ctx.heartbeat(&"x".repeat(60_000)).unwrap();
+        let error = ctx.heartbeat(&"x".repeat(70_000)).unwrap_err().to_string();
+        assert!(error.starts_with("the details of a heartbeat: heartbeat_details_bytes is 70"));
+        assert!(error.ends_with("the limit is 65536"), "{error}");
+    }
 
     struct App {
         name: String,

@@ -18,12 +18,12 @@ use onward_proto::v1::{
 };
 
 use super::{
-    LocalActivityTask, LocalOutcome, MachineOptions, RunInfo, TaskFailure,
+    LocalOutcome, MachineOptions, RunInfo, TaskFailure,
     report::{self, Side, task_failure},
     rng::Xoshiro,
     wake::RunWaker,
 };
-use crate::{payload::EncodedArgs, workflow};
+use crate::{failure::plain_failure, limits, payload::EncodedArgs, workflow};
 
 /// The shared side of one run.
 pub(crate) struct Core {
@@ -116,10 +116,17 @@ pub(super) enum LeafKind {
 
 pub(super) enum LocalStage {
     /// The task that issued it is open.
-    Issued(LocalActivityTask),
+    Issued(LocalCall),
     /// That task is committed.
-    Startable(LocalActivityTask),
+    Startable(LocalCall),
     Running,
+}
+
+/// What is to be run once the task is committed.
+pub(super) struct LocalCall {
+    pub(super) activity_type: &'static str,
+    pub(super) arguments: Vec<v1::Payload>,
+    pub(super) options: crate::options::ActivityOptions,
 }
 
 #[derive(Default)]
@@ -205,21 +212,11 @@ impl Core {
             Phase::Replay { recorded, build_id } => {
                 let event = recorded.pop_front();
                 let attributes = event.as_ref().and_then(|event| event.attributes.as_ref());
-                let mismatch = match attributes {
-                    Some(attributes) if report::caused(&command, attributes) => {
-                        match report::recorded_hash(attributes) {
-                            Some(hash) if hash != command.arguments_hash && hash != 0 => {
-                                let mut history = Side::of_event(attributes);
-                                history.note("with other arguments");
-                                Some((history, self.options.strict_arguments))
-                            }
-                            _ => None,
-                        }
-                    }
-                    Some(attributes) => Some((Side::of_event(attributes), true)),
-                    None => Some((Side::none("the task ended here"), true)),
+                let strict = self.options.strict_arguments;
+                let Some((history, is_fatal)) = report::mismatch(&command, attributes, strict)
+                else {
+                    return;
                 };
-                let Some((history, is_fatal)) = mismatch else { return };
                 let report = report::non_determinism(
                     &self.run,
                     &self.options,
@@ -238,21 +235,22 @@ impl Core {
         }
     }
 
-    fn next_number(&self) -> u32 {
-        let mut state = self.state.borrow_mut();
-        state.numbers += 1;
-        state.numbers
-    }
-
     fn next_id(&self) -> u64 {
         let mut state = self.state.borrow_mut();
         state.ids += 1;
         state.ids
     }
 
-    fn add_leaf(&self, number: u32, kind: LeafKind) {
-        let leaf = Leaf { kind, owned: true, waker: None, outcome: None };
-        self.state.borrow_mut().leaves.insert(number, leaf);
+    /// Takes the next number for something that history will answer; nothing outside a drive.
+    fn begin_leaf(&self, kind: LeafKind) -> Option<u32> {
+        if !self.is_active() {
+            return None;
+        }
+        let mut state = self.state.borrow_mut();
+        state.numbers += 1;
+        let number = state.numbers;
+        state.leaves.insert(number, Leaf { kind, owned: true, waker: None, outcome: None });
+        Some(number)
     }
 
     // --- activities and timers
@@ -264,19 +262,8 @@ impl Core {
         summary: String,
         location: &Location<'_>,
     ) -> Option<u32> {
-        if !self.is_active() {
-            return None;
-        }
-        let number = self.next_number();
-        self.add_leaf(number, LeafKind::Activity);
-        self.emit(v1::Command {
-            number,
-            call_site: Some(call_site(location)),
-            arguments_hash,
-            summary,
-            kind: Some(Kind::ScheduleActivity(call)),
-        });
-        Some(number)
+        let call = Kind::ScheduleActivity(call);
+        self.issue(LeafKind::Activity, call, arguments_hash, summary, location)
     }
 
     pub(crate) fn start_timer(
@@ -285,17 +272,26 @@ impl Core {
         summary: String,
         location: &Location<'_>,
     ) -> Option<u32> {
-        if !self.is_active() {
-            return None;
-        }
-        let number = self.next_number();
-        self.add_leaf(number, LeafKind::Timer);
+        let start = Kind::StartTimer(v1::StartTimer { duration_us });
+        self.issue(LeafKind::Timer, start, 0, summary, location)
+    }
+
+    /// Gives a command its number and a leaf that waits for its outcome.
+    fn issue(
+        &self,
+        leaf: LeafKind,
+        command: Kind,
+        arguments_hash: u64,
+        summary: String,
+        location: &Location<'_>,
+    ) -> Option<u32> {
+        let number = self.begin_leaf(leaf)?;
         self.emit(v1::Command {
             number,
             call_site: Some(call_site(location)),
-            arguments_hash: 0,
+            arguments_hash,
             summary,
-            kind: Some(Kind::StartTimer(v1::StartTimer { duration_us })),
+            kind: Some(command),
         });
         Some(number)
     }
@@ -402,26 +398,17 @@ impl Core {
         options: crate::options::ActivityOptions,
         location: &Location<'_>,
     ) -> Option<u32> {
-        if !self.is_active() {
-            return None;
-        }
-        let number = self.next_number();
-        let task =
-            LocalActivityTask { number, activity_type: name, arguments: args.payloads, options };
-        let stage = LocalStage::Issued(task);
-        self.add_leaf(
-            number,
-            LeafKind::Local { stage, hash: args.hash, site: call_site(location), name },
-        );
-        Some(number)
+        let call = LocalCall { activity_type: name, arguments: args.payloads, options };
+        self.begin_leaf(LeafKind::Local {
+            stage: LocalStage::Issued(call),
+            hash: args.hash,
+            site: call_site(location),
+            name,
+        })
     }
 
     pub(crate) fn issue_record(&self, location: &Location<'_>) -> Option<u32> {
-        if !self.is_active() {
-            return None;
-        }
-        let number = self.next_number();
-        self.add_leaf(number, LeafKind::Record { site: call_site(location) });
+        let number = self.begin_leaf(LeafKind::Record { site: call_site(location) })?;
         self.state.borrow_mut().records.push_back(number);
         Some(number)
     }
@@ -440,8 +427,13 @@ impl Core {
         }
     }
 
-    /// Fills the place that was kept for a recorded value.
+    /// Fills the place that was kept for a recorded value. Ends the drive if the server would not
+    /// take it: the code must not go on with what a replay would not find.
     pub(crate) fn record(&self, number: u32, value: v1::Payload) {
+        if let Err(limit) = limits::check_payload(&value, self.options.max_payload_bytes) {
+            self.fail_payload(&format!("recorded value #{number}"), &limit);
+            return;
+        }
         let mut state = self.state.borrow_mut();
         let State { recording, phase, leaves, .. } = &mut *state;
         let Some((_, place)) = recording.take_if(|(recording, _)| *recording == number) else {
@@ -495,6 +487,28 @@ impl Core {
         }
     }
 
+    /// An outcome that the server takes: a result that is too large is a failure instead. It is the
+    /// recorded one that counts, live as well as at a replay.
+    fn fit_outcome(&self, name: &str, outcome: LocalOutcome) -> LocalOutcome {
+        let max_bytes = self.options.max_payload_bytes;
+        match outcome {
+            LocalOutcome::Completed { result, attempts } => {
+                let Err(limit) = limits::check_payload(&result, max_bytes) else {
+                    return LocalOutcome::Completed { result, attempts };
+                };
+                let mut failure =
+                    plain_failure("ResultTooLarge", format!("the result of {name}: {limit}"));
+                failure.non_retryable = true;
+                let cause = v1::LocalActivityFailureCause::Application;
+                LocalOutcome::Failed { failure, cause, attempts }
+            }
+            LocalOutcome::Failed { failure, cause, attempts } => {
+                let failure = limits::fit_failure(failure, max_bytes);
+                LocalOutcome::Failed { failure, cause, attempts }
+            }
+        }
+    }
+
     /// Writes the marker of a local activity and wakes its leaf. A dropped one leaves no trace.
     pub(super) fn finish_local(&self, number: u32, outcome: LocalOutcome) -> bool {
         let marker = {
@@ -504,7 +518,7 @@ impl Core {
             else {
                 return false;
             };
-            let (result, failure, cause, attempts) = match outcome {
+            let (result, failure, cause, attempts) = match self.fit_outcome(name, outcome) {
                 LocalOutcome::Completed { result, attempts } => {
                     (Some(result), None, v1::LocalActivityFailureCause::Unspecified, attempts)
                 }
@@ -794,6 +808,6 @@ impl State {
 fn register(slot: &mut Option<Waker>, cx: &Context<'_>) -> Option<Waker> {
     match slot {
         Some(waker) if waker.will_wake(cx.waker()) => None,
-        _ => slot.replace(cx.waker().clone()),
+        Some(_) | None => slot.replace(cx.waker().clone()),
     }
 }

@@ -13,9 +13,7 @@
 //!   has no effect.
 
 use std::{
-    any::Any,
     collections::VecDeque,
-    panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     task::{Context, Poll, Waker},
 };
@@ -27,7 +25,10 @@ use onward_proto::{
 
 pub use crate::definition::WorkflowEntry;
 use crate::{
+    caught::{Caught, caught},
     definition::{RunError, RunFuture},
+    error::Limit,
+    limits,
     options::ActivityOptions,
     payload::Codec,
     workflow::Ctx,
@@ -42,14 +43,14 @@ mod wake;
 
 pub(crate) use wake::is_replaying;
 
-pub(crate) use self::report::task_failure;
+pub(crate) use self::report::{describe, task_failure};
 use self::{
-    core::{CancelRequest, Core, Delivery, LeafKind, LocalStage, Phase},
+    core::{CancelRequest, Core, Delivery, LeafKind, LocalCall, LocalStage, Phase},
     report::Side,
 };
 
 /// What a machine is told about its worker.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MachineOptions {
     /// The format of new payloads.
     pub codec: Codec,
@@ -59,6 +60,20 @@ pub struct MachineOptions {
     pub activity: ActivityOptions,
     /// Whether changed arguments of a replayed call are a mismatch.
     pub strict_arguments: bool,
+    /// The largest payload that the server takes in one command, 2 MiB by default.
+    pub max_payload_bytes: u64,
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self {
+            codec: Codec::default(),
+            build_id: String::new(),
+            activity: ActivityOptions::new(),
+            strict_arguments: false,
+            max_payload_bytes: limits::PAYLOAD_BYTES,
+        }
+    }
 }
 
 /// Which run it is.
@@ -181,9 +196,37 @@ enum Code {
     New,
     Running(RunFuture),
     /// It came to its end in this drive; the command is not issued yet.
-    Ended(Box<Kind>),
+    Ended(Box<Close>),
     /// Its last command is issued, or it failed.
     Closed,
+}
+
+/// How the code came to its end.
+enum Close {
+    Completed(v1::Payload),
+    Failed(v1::Failure),
+    /// With what it said when it stopped, if it was not dropped.
+    Cancelled(Option<v1::Failure>),
+}
+
+impl Close {
+    /// The last command, with the signals that no code has read.
+    fn into_command(self, unread_signals: Vec<u64>) -> v1::Command {
+        let kind = match self {
+            Self::Completed(result) => {
+                let result = Some(result);
+                Kind::CompleteWorkflow(v1::CompleteWorkflow { result, unread_signals })
+            }
+            Self::Failed(failure) => {
+                let failure = Some(failure);
+                Kind::FailWorkflow(v1::FailWorkflow { failure, unread_signals })
+            }
+            Self::Cancelled(failure) => {
+                Kind::CancelWorkflow(v1::CancelWorkflow { failure, unread_signals })
+            }
+        };
+        v1::Command { kind: Some(kind), ..Default::default() }
+    }
 }
 
 struct OpenTask {
@@ -242,12 +285,18 @@ impl Machine {
         if matches!(self.code, Code::Closed) {
             return tasks;
         }
-        for leaf in self.core.state.borrow_mut().leaves.values_mut() {
+        for (number, leaf) in &mut self.core.state.borrow_mut().leaves {
             if let LeafKind::Local { stage, .. } = &mut leaf.kind
                 && matches!(stage, LocalStage::Startable(_))
-                && let LocalStage::Startable(task) = std::mem::replace(stage, LocalStage::Running)
+                && let LocalStage::Startable(call) = std::mem::replace(stage, LocalStage::Running)
             {
-                tasks.push(task);
+                let LocalCall { activity_type, arguments, options } = call;
+                tasks.push(LocalActivityTask {
+                    number: *number,
+                    activity_type,
+                    arguments,
+                    options,
+                });
             }
         }
         tasks
@@ -325,7 +374,7 @@ impl Machine {
     /// Drops the code, whose destructors are the user's and may panic.
     fn discard_code(&mut self) -> Result<(), TaskFailure> {
         let code = std::mem::replace(&mut self.code, Code::Closed);
-        catch_unwind(AssertUnwindSafe(|| drop(code))).map_err(|panic| panicked(&*panic))
+        caught(|| drop(code)).map_err(|panic| panicked(&panic))
     }
 
     /// Replays completed tasks and returns the facts behind the last of them.
@@ -351,6 +400,7 @@ impl Machine {
                         return Err(unsupported("the history ends inside a completed task".into()));
                     }
                     if done.task_id.is_some() && done.task_id == self.last_completed {
+                        check_taken(&recorded)?;
                         continue;
                     }
                     facts.truncate(facts.len().saturating_sub(done.untaken_facts as usize));
@@ -364,10 +414,25 @@ impl Machine {
                     | Attributes::WorkflowExecutionTimedOut(_)
                     | Attributes::WorkflowExecutionTerminated(_),
                 ) => facts.clear(),
-                Some(attributes) => {
-                    event.attributes = Some(attributes);
+                Some(
+                    fact @ (Attributes::WorkflowExecutionCancelRequested(_)
+                    | Attributes::ActivityCompleted(_)
+                    | Attributes::ActivityFailed(_)
+                    | Attributes::ActivityTimedOut(_)
+                    | Attributes::ActivityCancelled(_)
+                    | Attributes::TimerFired(_)
+                    | Attributes::SignalReceived(_)),
+                ) => {
+                    event.attributes = Some(fact);
                     facts.push(event);
                 }
+                Some(
+                    command @ (Attributes::ActivityScheduled(_)
+                    | Attributes::ActivityCancelRequested(_)
+                    | Attributes::TimerStarted(_)
+                    | Attributes::TimerCancelled(_)
+                    | Attributes::MarkerRecorded(_)),
+                ) => return Err(out_of_place(event.event_id, &command)),
             }
         }
         if matches!(self.code, Code::New) {
@@ -388,8 +453,7 @@ impl Machine {
         }
         let ctx = Ctx::new(self.core.clone());
         let (make, codec) = (self.entry.make, self.core.options.codec);
-        let made = catch_unwind(AssertUnwindSafe(|| make(ctx, &started.arguments, codec)));
-        match made {
+        match caught(|| make(ctx, &started.arguments, codec)) {
             Ok(Ok(code)) => {
                 self.code = Code::Running(code);
                 Ok(())
@@ -397,7 +461,7 @@ impl Machine {
             Ok(Err(error)) => {
                 Err(task_failure(Cause::Payload, format!("the workflow's arguments: {error}")))
             }
-            Err(panic) => Err(panicked(&*panic)),
+            Err(panic) => Err(panicked(&panic)),
         }
     }
 
@@ -431,18 +495,18 @@ impl Machine {
 
     /// Applies the marker that is next among the events of the task's commands, if one is.
     fn replay_marker(&mut self) -> Result<bool, TaskFailure> {
-        let marker = match &self.core.state.borrow().phase {
-            Phase::Replay { recorded, .. } => match recorded.front() {
-                Some(v1::HistoryEvent {
-                    event_id,
-                    attributes: Some(Attributes::MarkerRecorded(marker)),
-                    ..
-                }) => Some((*event_id, marker.clone())),
-                _ => None,
-            },
+        let next = match &self.core.state.borrow().phase {
+            Phase::Replay { recorded, .. } => recorded.front().cloned(),
             Phase::Idle | Phase::Live { .. } => None,
         };
-        let Some((event_id, marker)) = marker else { return Ok(false) };
+        let Some(v1::HistoryEvent {
+            event_id,
+            attributes: Some(Attributes::MarkerRecorded(marker)),
+            ..
+        }) = next
+        else {
+            return Ok(false);
+        };
         if !matches!(
             v1::MarkerKind::try_from(marker.kind),
             Ok(v1::MarkerKind::LocalActivity | v1::MarkerKind::RecordedValue)
@@ -494,14 +558,11 @@ impl Machine {
             state.now_us = state.now_us.max(handed_out_at_us);
             // The task that issued these is committed: this one follows it.
             for leaf in state.leaves.values_mut() {
-                if let LeafKind::Local { stage, .. } = &mut leaf.kind
-                    && let LocalStage::Issued(task) = stage
-                {
-                    let (number, activity_type, options) =
-                        (task.number, task.activity_type, task.options);
-                    let arguments = std::mem::take(&mut task.arguments);
-                    let task = LocalActivityTask { number, activity_type, arguments, options };
-                    *stage = LocalStage::Startable(task);
+                if let LeafKind::Local { stage, .. } = &mut leaf.kind {
+                    *stage = match std::mem::replace(stage, LocalStage::Running) {
+                        LocalStage::Issued(call) => LocalStage::Startable(call),
+                        stage @ (LocalStage::Startable(_) | LocalStage::Running) => stage,
+                    };
                 }
             }
         }
@@ -542,10 +603,21 @@ impl Machine {
                 Attributes::ActivityTimedOut(event) => event.number,
                 Attributes::ActivityCancelled(event) => event.number,
                 Attributes::TimerFired(event) => event.number,
-                other => {
-                    let what = Side::of_event(other);
-                    return Err(unsupported(format!("event {event_id} is out of place: {what:?}")));
-                }
+                Attributes::WorkflowExecutionStarted(_)
+                | Attributes::WorkflowExecutionCompleted(_)
+                | Attributes::WorkflowExecutionFailed(_)
+                | Attributes::WorkflowExecutionCancelled(_)
+                | Attributes::WorkflowExecutionTimedOut(_)
+                | Attributes::WorkflowExecutionTerminated(_)
+                | Attributes::WorkflowExecutionCancelRequested(_)
+                | Attributes::WorkflowTaskCompleted(_)
+                | Attributes::WorkflowTaskFailed(_)
+                | Attributes::ActivityScheduled(_)
+                | Attributes::ActivityCancelRequested(_)
+                | Attributes::TimerStarted(_)
+                | Attributes::TimerCancelled(_)
+                | Attributes::SignalReceived(_)
+                | Attributes::MarkerRecorded(_) => return Err(out_of_place(event_id, &fact)),
             };
             self.core.resolve(event_id, number, fact);
             self.drain()?;
@@ -585,13 +657,13 @@ impl Machine {
                 return Err(task_failure(Cause::Stuck, text));
             }
             let mut cx = Context::from_waker(&self.waker);
-            match catch_unwind(AssertUnwindSafe(|| code.as_mut().poll(&mut cx))) {
+            match caught(|| code.as_mut().poll(&mut cx)) {
                 Ok(Poll::Pending) => self.check()?,
                 Ok(Poll::Ready(outcome)) => {
                     self.check()?;
                     self.end(outcome)?;
                 }
-                Err(panic) => return Err(panicked(&*panic)),
+                Err(panic) => return Err(panicked(&panic)),
             }
             if self.core.is_cancel_due() {
                 self.deliver_cancel()?;
@@ -608,8 +680,7 @@ impl Machine {
                 if let Code::Running(_) = self.code {
                     // Dropped while it is driven: its calls are cancelled.
                     self.discard_code()?;
-                    self.code =
-                        Code::Ended(Box::new(Kind::CancelWorkflow(v1::CancelWorkflow::default())));
+                    self.code = Code::Ended(Box::new(Close::Cancelled(None)));
                 }
             }
         }
@@ -620,20 +691,11 @@ impl Machine {
         self.discard_code()?;
         let is_cancel_requested = self.core.is_cancel_requested();
         let close = match outcome {
-            Ok(result) => Kind::CompleteWorkflow(v1::CompleteWorkflow {
-                result: Some(result),
-                unread_signals: Vec::new(),
-            }),
+            Ok(result) => Close::Completed(result),
             Err(RunError::Failed { failure, cancelled: true }) if is_cancel_requested => {
-                Kind::CancelWorkflow(v1::CancelWorkflow {
-                    failure: Some(failure),
-                    unread_signals: Vec::new(),
-                })
+                Close::Cancelled(Some(failure))
             }
-            Err(RunError::Failed { failure, .. }) => Kind::FailWorkflow(v1::FailWorkflow {
-                failure: Some(failure),
-                unread_signals: Vec::new(),
-            }),
+            Err(RunError::Failed { failure, .. }) => Close::Failed(failure),
             Err(RunError::Payload(error)) => {
                 return Err(task_failure(
                     Cause::Payload,
@@ -647,17 +709,9 @@ impl Machine {
 
     /// Issues the last command, with the signals that no code has read.
     fn issue_close(&mut self) {
-        let Code::Ended(mut close) = std::mem::replace(&mut self.code, Code::Closed) else {
-            return;
-        };
+        let Code::Ended(close) = std::mem::replace(&mut self.code, Code::Closed) else { return };
         let unread = self.core.unread_signals();
-        match &mut *close {
-            Kind::CompleteWorkflow(close) => close.unread_signals = unread,
-            Kind::FailWorkflow(close) => close.unread_signals = unread,
-            Kind::CancelWorkflow(close) => close.unread_signals = unread,
-            _ => {}
-        }
-        self.core.issue_command(v1::Command { kind: Some(*close), ..Default::default() });
+        self.core.issue_command(close.into_command(unread));
     }
 
     /// Brings the open task as far as it goes: recorded values, then local activities that are
@@ -760,15 +814,32 @@ fn foreign_wake() -> TaskFailure {
     )
 }
 
+fn out_of_place(event_id: u64, event: &Attributes) -> TaskFailure {
+    let what = Side::of_event(event);
+    unsupported(format!("event {event_id} is out of place: {what}"))
+}
+
+/// The server records what it is given, or the limit that forbids it. A refused call is closed by a
+/// fact; but with a refused value the code has gone on already, which no replay will.
+fn check_taken(recorded: &VecDeque<v1::HistoryEvent>) -> Result<(), TaskFailure> {
+    let markers = recorded.iter().filter_map(|event| match &event.attributes {
+        Some(Attributes::MarkerRecorded(marker)) => Some((event.event_id, marker)),
+        Some(_) | None => None,
+    });
+    for (event_id, marker) in markers {
+        if let Some(limit) = marker.refused.clone().map(Limit::from) {
+            let what = Side::of_event(&Attributes::MarkerRecorded(marker.clone()));
+            let text = format!("event {event_id}, {what}, was refused: {limit}");
+            return Err(task_failure(Cause::Payload, text));
+        }
+    }
+    Ok(())
+}
+
 fn unsupported(message: String) -> TaskFailure {
     task_failure(Cause::Unsupported, message)
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> TaskFailure {
-    let text = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => (*text).to_owned(),
-        (None, Some(text)) => text.clone(),
-        (None, None) => "a value that is no text".to_owned(),
-    };
-    task_failure(Cause::Panic, format!("the workflow panicked: {text}"))
+fn panicked(panic: &Caught) -> TaskFailure {
+    task_failure(Cause::Panic, format!("the workflow {panic}"))
 }

@@ -1,6 +1,9 @@
 //! Whether a command is what history recorded, and what to say when it is not.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use onward_proto::v1::{self, command::Kind, history_event::Attributes};
 
@@ -17,41 +20,88 @@ pub(crate) fn task_failure(
 }
 
 /// Whether `command` is what `event` came from: number, kind and name, nothing else.
-pub(crate) fn caused(command: &v1::Command, event: &Attributes) -> bool {
+fn caused(command: &v1::Command, event: &Attributes) -> bool {
+    use Attributes as Event;
     let number = command.number;
-    match (command.kind.as_ref(), event) {
-        (Some(Kind::ScheduleActivity(command)), Attributes::ActivityScheduled(event)) => {
-            event.number == number && event.activity_type == command.activity_type
+    // A close that broke a limit is recorded as a failure.
+    let is_refused_close =
+        || matches!(event, Event::WorkflowExecutionFailed(event) if event.refused.is_some());
+    match command.kind.as_ref() {
+        Some(Kind::ScheduleActivity(command)) => {
+            matches!(event, Event::ActivityScheduled(event)
+                if event.number == number && event.activity_type == command.activity_type)
         }
-        (Some(Kind::CancelActivity(_)), Attributes::ActivityCancelRequested(event)) => {
-            event.number == number
+        Some(Kind::CancelActivity(_)) => {
+            matches!(event, Event::ActivityCancelRequested(event) if event.number == number)
         }
-        (Some(Kind::StartTimer(_)), Attributes::TimerStarted(event)) => event.number == number,
-        (Some(Kind::CancelTimer(_)), Attributes::TimerCancelled(event)) => event.number == number,
-        (Some(Kind::RecordMarker(command)), Attributes::MarkerRecorded(event)) => {
-            event.number == number && event.kind == command.kind && event.name == command.name
+        Some(Kind::StartTimer(_)) => {
+            matches!(event, Event::TimerStarted(event) if event.number == number)
         }
-        (Some(Kind::CompleteWorkflow(_)), Attributes::WorkflowExecutionCompleted(_))
-        | (Some(Kind::FailWorkflow(_)), Attributes::WorkflowExecutionFailed(_))
-        | (Some(Kind::CancelWorkflow(_)), Attributes::WorkflowExecutionCancelled(_)) => true,
-        // A close that broke a limit is recorded as a failure.
-        (
-            Some(Kind::CompleteWorkflow(_) | Kind::CancelWorkflow(_)),
-            Attributes::WorkflowExecutionFailed(event),
-        ) => event.refused.is_some(),
-        _ => false,
+        Some(Kind::CancelTimer(_)) => {
+            matches!(event, Event::TimerCancelled(event) if event.number == number)
+        }
+        Some(Kind::RecordMarker(command)) => {
+            matches!(event, Event::MarkerRecorded(event)
+                if event.number == number && event.kind == command.kind && event.name == command.name)
+        }
+        Some(Kind::CompleteWorkflow(_)) => {
+            matches!(event, Event::WorkflowExecutionCompleted(_)) || is_refused_close()
+        }
+        Some(Kind::CancelWorkflow(_)) => {
+            matches!(event, Event::WorkflowExecutionCancelled(_)) || is_refused_close()
+        }
+        Some(Kind::FailWorkflow(_)) => matches!(event, Event::WorkflowExecutionFailed(_)),
+        None => false,
     }
 }
 
 /// The recorded hash of a call's arguments, if the event keeps one.
-pub(crate) fn recorded_hash(event: &Attributes) -> Option<u64> {
+fn recorded_hash(event: &Attributes) -> Option<u64> {
     match event {
-        Attributes::ActivityScheduled(event) if event.refused.is_none() => {
-            Some(event.arguments_hash)
+        Attributes::ActivityScheduled(event) => {
+            event.refused.is_none().then_some(event.arguments_hash)
         }
-        Attributes::MarkerRecorded(event) if event.refused.is_none() => Some(event.arguments_hash),
-        _ => None,
+        Attributes::MarkerRecorded(event) => {
+            event.refused.is_none().then_some(event.arguments_hash)
+        }
+        Attributes::WorkflowExecutionStarted(_)
+        | Attributes::WorkflowExecutionCompleted(_)
+        | Attributes::WorkflowExecutionFailed(_)
+        | Attributes::WorkflowExecutionCancelled(_)
+        | Attributes::WorkflowExecutionTimedOut(_)
+        | Attributes::WorkflowExecutionTerminated(_)
+        | Attributes::WorkflowExecutionCancelRequested(_)
+        | Attributes::WorkflowTaskCompleted(_)
+        | Attributes::WorkflowTaskFailed(_)
+        | Attributes::ActivityCancelRequested(_)
+        | Attributes::ActivityCompleted(_)
+        | Attributes::ActivityFailed(_)
+        | Attributes::ActivityTimedOut(_)
+        | Attributes::ActivityCancelled(_)
+        | Attributes::TimerStarted(_)
+        | Attributes::TimerFired(_)
+        | Attributes::TimerCancelled(_)
+        | Attributes::SignalReceived(_) => None,
     }
+}
+
+/// How a command differs from what history has in its place, and whether that ends the drive.
+pub(crate) fn mismatch(
+    command: &v1::Command,
+    recorded: Option<&Attributes>,
+    strict_arguments: bool,
+) -> Option<(Side, bool)> {
+    let Some(event) = recorded else { return Some((Side::none("the task ended here"), true)) };
+    if !caused(command, event) {
+        return Some((Side::of_event(event), true));
+    }
+    let hash = recorded_hash(event)?;
+    if hash == command.arguments_hash || hash == 0 {
+        return None;
+    }
+    let mut history = Side::of_event(event);
+    history.note("with other arguments");
+    Some((history, strict_arguments))
 }
 
 /// One side of a mismatch.
@@ -61,17 +111,24 @@ pub(crate) struct Side {
     at: String,
 }
 
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
 impl Side {
     pub(crate) fn none(what: &str) -> Self {
         Self { what: what.to_owned(), at: String::new() }
     }
 
-    pub(crate) fn note(&mut self, note: &str) {
+    fn note(&mut self, note: &str) {
         self.what.push(' ');
         self.what.push_str(note);
     }
 
     pub(crate) fn of_event(event: &Attributes) -> Self {
+        let plain = |name: &str| (name.to_owned(), None);
         let (what, site) = match event {
             Attributes::ActivityScheduled(event) => (
                 format!("ActivityScheduled {}(#{})", event.activity_type, event.number),
@@ -90,13 +147,17 @@ impl Side {
             Attributes::MarkerRecorded(event) => {
                 (marker(event.kind, &event.name, event.number), event.call_site.as_ref())
             }
-            Attributes::WorkflowExecutionCompleted(_) => {
-                ("WorkflowExecutionCompleted".into(), None)
+            Attributes::WorkflowExecutionStarted(_) => plain("WorkflowExecutionStarted"),
+            Attributes::WorkflowExecutionCompleted(_) => plain("WorkflowExecutionCompleted"),
+            Attributes::WorkflowExecutionFailed(_) => plain("WorkflowExecutionFailed"),
+            Attributes::WorkflowExecutionCancelled(_) => plain("WorkflowExecutionCancelled"),
+            Attributes::WorkflowExecutionTimedOut(_) => plain("WorkflowExecutionTimedOut"),
+            Attributes::WorkflowExecutionTerminated(_) => plain("WorkflowExecutionTerminated"),
+            Attributes::WorkflowExecutionCancelRequested(_) => {
+                plain("WorkflowExecutionCancelRequested")
             }
-            Attributes::WorkflowExecutionFailed(_) => ("WorkflowExecutionFailed".into(), None),
-            Attributes::WorkflowExecutionCancelled(_) => {
-                ("WorkflowExecutionCancelled".into(), None)
-            }
+            Attributes::WorkflowTaskCompleted(_) => plain("WorkflowTaskCompleted"),
+            Attributes::WorkflowTaskFailed(_) => plain("WorkflowTaskFailed"),
             Attributes::ActivityCompleted(event) => {
                 (format!("ActivityCompleted #{}", event.number), None)
             }
@@ -112,10 +173,6 @@ impl Side {
             Attributes::TimerFired(event) => (format!("TimerFired #{}", event.number), None),
             Attributes::SignalReceived(event) => {
                 (format!("SignalReceived {}", event.signal_name), None)
-            }
-            other => {
-                let text = format!("{other:?}");
-                (text.split('(').next().unwrap_or_default().to_owned(), None)
             }
         };
         Self { what, at: site.map(place).unwrap_or_default() }
@@ -140,6 +197,12 @@ impl Side {
         };
         Self { what, at: command.call_site.as_ref().map(place).unwrap_or_default() }
     }
+}
+
+/// A command as reports name it, with its place in the code.
+pub(crate) fn describe(command: &v1::Command) -> String {
+    let Side { what, at } = Side::of_command(command);
+    if at.is_empty() { what } else { format!("{what}, issued at {at},") }
 }
 
 /// Fails the task with both sides of a mismatch.
@@ -180,7 +243,10 @@ pub(crate) fn non_determinism(
 fn marker(kind: i32, name: &str, number: u32) -> String {
     match v1::MarkerKind::try_from(kind) {
         Ok(v1::MarkerKind::LocalActivity) => format!("MarkerRecorded local {name}(#{number})"),
-        _ => format!("MarkerRecorded value(#{number})"),
+        Ok(v1::MarkerKind::RecordedValue) => format!("MarkerRecorded value(#{number})"),
+        Ok(v1::MarkerKind::Unspecified) | Err(_) => {
+            format!("MarkerRecorded kind {kind}(#{number})")
+        }
     }
 }
 
@@ -192,10 +258,13 @@ fn place(site: &v1::CallSite) -> String {
 fn duration(micros: i64) -> String {
     let duration = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
     let seconds = duration.as_secs();
-    match (duration.subsec_nanos(), seconds) {
-        (0, 0) => "0s".to_owned(),
-        (0, _) if seconds.is_multiple_of(3_600) => format!("{}h", seconds / 3_600),
-        (0, _) if seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
-        _ => format!("{duration:?}"),
+    if duration.is_zero() {
+        "0s".to_owned()
+    } else if duration.subsec_nanos() == 0 && seconds.is_multiple_of(3_600) {
+        format!("{}h", seconds / 3_600)
+    } else if duration.subsec_nanos() == 0 && seconds.is_multiple_of(60) {
+        format!("{}m", seconds / 60)
+    } else {
+        format!("{duration:?}")
     }
 }

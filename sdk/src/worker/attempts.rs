@@ -1,9 +1,7 @@
 //! Running the code of an activity: polling it, bounding it, isolating its panics.
 
 use std::{
-    any::Any,
     future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -16,7 +14,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::outbox::Item;
 use crate::{
     activity::attempt::{Attempt, Stop},
+    caught::caught,
     definition::{AttemptError, AttemptFuture},
+    limits::fit_failure,
 };
 
 /// Names one attempt, in an order that does not depend on chance.
@@ -118,28 +118,11 @@ pub(crate) fn failure(kind: &str, message: String, non_retryable: bool) -> v1::F
     v1::Failure { kind: kind.to_owned(), message, non_retryable, ..Default::default() }
 }
 
-/// A failure that fits into a frame: one that does not keeps its kind and the start of its message.
-fn bounded(mut failure: v1::Failure, max_frame: usize) -> v1::Failure {
-    const CUT: usize = 64 * 1024;
-    if prost::Message::encoded_len(&failure) + 1024 > max_frame {
-        failure.details.clear();
-        failure.cause = None;
-        failure.stack.clear();
-        let end = failure.message.floor_char_boundary(CUT);
-        failure.message.truncate(end);
-    }
-    failure
-}
-
-/// The words of a panic.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
-    if let Some(text) = panic.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = panic.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "a panic without a message".to_owned()
-    }
+/// A failure that fits into a frame. The server cuts it down to what it keeps.
+fn bounded(failure: v1::Failure, max_frame: usize) -> v1::Failure {
+    // What the rest of the item takes, generously.
+    const ITEM: usize = 1024;
+    fit_failure(failure, max_frame.saturating_sub(ITEM) as u64)
 }
 
 /// An attempt's code on its way to an end.
@@ -185,13 +168,13 @@ impl Execution {
         } else {
             let Some(body) = &mut self.body else { return Poll::Pending };
             let entered = self.span.enter();
-            let poll = catch_unwind(AssertUnwindSafe(|| body.as_mut().poll(cx)));
+            let poll = caught(|| body.as_mut().poll(cx));
             drop(entered);
             match poll {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(returned)) => End::Returned(returned),
                 Err(panic) => End::Returned(Err(AttemptError {
-                    failure: failure("Panic", panic_message(&*panic), false),
+                    failure: failure("Panic", panic.to_string(), false),
                     cancelled: false,
                 })),
             }
@@ -203,7 +186,7 @@ impl Execution {
     /// Drops the body; a panic in a destructor is reported by the panic hook and ends there.
     fn drop_body(&mut self) {
         if let Some(body) = self.body.take() {
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(body)));
+            let _ = caught(|| drop(body));
         }
     }
 }
@@ -267,14 +250,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_a_retryable_failure_with_the_panics_words() {
+    async fn a_panic_is_a_retryable_failure_with_the_panics_words_and_place() {
         let attempt = Arc::new(Attempt::test());
         let body = async {
             tokio::task::yield_now().await;
             panic!("no more paper")
         };
+        let line = line!() - 2;
         let End::Returned(Err(error)) = execution(&attempt, Box::pin(body)).await else { panic!() };
-        assert_eq!(error.failure.message, "no more paper");
+        let message = error.failure.message;
+        assert!(message.starts_with("panicked at "), "{message}");
+        assert!(message.contains(&format!("attempts.rs:{line}:")), "{message}");
+        assert!(message.ends_with(": no more paper"), "{message}");
         assert!(!error.failure.non_retryable);
     }
 

@@ -193,14 +193,21 @@ impl Decoder for SessionCodec {
     }
 }
 
+/// A command that fits into no frame.
+#[derive(Debug)]
+pub(crate) struct TooLarge {
+    pub(crate) command: v1::Command,
+    pub(crate) bytes: usize,
+}
+
 /// Splits a completion that is larger than a frame into parts of whole commands.
 ///
 /// # Errors
-/// The size of the command that fits into no frame.
+/// The command that fits into no frame.
 pub(crate) fn completion_items(
     mut completed: v1::TaskCompleted,
     max_frame: usize,
-) -> Result<Vec<Item>, usize> {
+) -> Result<Vec<Item>, Box<TooLarge>> {
     // What a part costs beside its commands, generously.
     const HEADER: usize = 256;
     let room = max_frame.saturating_sub(HEADER + 5 * completed.sdk_flags.len()).max(1);
@@ -213,7 +220,7 @@ pub(crate) fn completion_items(
         let len = command.encoded_len();
         let framed = 1 + prost::length_delimiter_len(len) + len;
         if framed > room {
-            return Err(len);
+            return Err(Box::new(TooLarge { command, bytes: len }));
         }
         if bytes + framed > room {
             parts.push(Vec::new());
@@ -307,6 +314,8 @@ mod tests {
         let small = v1::TaskCompleted { commands: vec![command(10)], ..Default::default() };
         assert_eq!(completion_items(small, 64 * 1024).unwrap().len(), 1);
         let huge = v1::TaskCompleted { commands: vec![command(70_000)], ..Default::default() };
-        assert!(completion_items(huge, 64 * 1024).unwrap_err() > 70_000);
+        let too_large = completion_items(huge.clone(), 64 * 1024).unwrap_err();
+        assert!(too_large.bytes > 70_000);
+        assert_eq!(too_large.command, huge.commands[0]);
     }
 }

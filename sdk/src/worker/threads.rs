@@ -8,7 +8,6 @@
 use std::{
     collections::BTreeMap,
     io, mem,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -21,16 +20,16 @@ use onward_proto::{RunId, v1};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    attempts::panic_message,
     outbox::{Item, completion_items},
     runs::{Instance, TaskKey},
     session::Event,
 };
 use crate::{
+    caught::caught,
     definition::WorkflowEntry,
     machine::{
         Completion, LocalActivityTask, LocalOutcome, Machine, MachineOptions, Progress, RunInfo,
-        Task, TaskFailure, task_failure,
+        Task, TaskFailure, describe, task_failure,
     },
 };
 
@@ -148,9 +147,10 @@ impl Cabinet {
         let run = seat.run;
         // The machine catches the panics of user code; what arrives here is a bug of its own, and
         // must not take the other runs of the thread with it.
-        let progress = catch_unwind(AssertUnwindSafe(|| step(&mut seat.machine)))
+        let progress = caught(|| step(&mut seat.machine))
             .unwrap_or_else(|panic| {
-                Err(task_failure(v1::WorkflowTaskFailureCause::Panic, panic_message(&*panic)))
+                let message = format!("the worker {panic}");
+                Err(task_failure(v1::WorkflowTaskFailureCause::Panic, message))
             })
             .and_then(|progress| match progress {
                 Progress::Waiting => Ok(Outcome::Waiting),
@@ -196,7 +196,7 @@ impl Cabinet {
 
     fn evict(&mut self, instance: Instance) {
         if let Some(seat) = self.seats.remove(&instance) {
-            let _ = catch_unwind(AssertUnwindSafe(|| seat.machine.evict()));
+            let _ = caught(|| seat.machine.evict());
         }
     }
 }
@@ -225,9 +225,11 @@ fn encode(run: RunId, completion: Completion, max_frame: usize) -> Result<Vec<It
         },
         max_frame,
     )
-    .map_err(|bytes| {
+    .map_err(|error| {
         too_large(format!(
-            "one command has {bytes} bytes; no message may have more than {max_frame}"
+            "{} has {} bytes; no message may have more than {max_frame}",
+            describe(&error.command),
+            error.bytes
         ))
     })?;
     let bytes: usize = items.iter().map(Item::framed_len).sum();

@@ -246,7 +246,23 @@ fn outcome_of_activity<A: Activity>(
             Err(timed_out(kind, event.last_failure.as_ref()))
         }
         Attributes::ActivityCancelled(_) => Err(ActivityError::Cancelled),
-        _ => return None,
+        // These are no closes of activities: the machine gives none of them to a call.
+        Attributes::WorkflowExecutionStarted(_)
+        | Attributes::WorkflowExecutionCompleted(_)
+        | Attributes::WorkflowExecutionFailed(_)
+        | Attributes::WorkflowExecutionCancelled(_)
+        | Attributes::WorkflowExecutionTimedOut(_)
+        | Attributes::WorkflowExecutionTerminated(_)
+        | Attributes::WorkflowExecutionCancelRequested(_)
+        | Attributes::WorkflowTaskCompleted(_)
+        | Attributes::WorkflowTaskFailed(_)
+        | Attributes::ActivityScheduled(_)
+        | Attributes::ActivityCancelRequested(_)
+        | Attributes::TimerStarted(_)
+        | Attributes::TimerFired(_)
+        | Attributes::TimerCancelled(_)
+        | Attributes::SignalReceived(_)
+        | Attributes::MarkerRecorded(_) => return None,
     })
 }
 
@@ -365,10 +381,11 @@ impl<A: Activity> Future for LocalCall<'_, A> {
         self.issue();
         let core = &self.ctx.core;
         let Stage::Issued(number) = self.stage else { return Poll::Pending };
-        let Poll::Ready(marker) = core.poll_leaf(number, cx) else { return Poll::Pending };
-        let outcome = match marker {
-            Attributes::MarkerRecorded(marker) => outcome_of_local::<A>(core, marker),
-            _ => None,
+        let Poll::Ready(close) = core.poll_leaf(number, cx) else { return Poll::Pending };
+        let outcome = if let Attributes::MarkerRecorded(marker) = close {
+            outcome_of_local::<A>(core, marker)
+        } else {
+            None
         };
         self.stage = Stage::Done;
         outcome.map_or(Poll::Pending, Poll::Ready)

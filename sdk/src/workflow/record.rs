@@ -9,7 +9,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Ctx;
-use crate::{machine::core::RecordTurn, payload};
+use crate::{error::Limit, machine::core::RecordTurn, payload};
 
 /// A value that is made once. See [`Ctx::record`].
 #[must_use = "futures do nothing unless awaited"]
@@ -44,12 +44,21 @@ impl<T: Serialize + DeserializeOwned, F: FnOnce() -> T> Future for Record<'_, F>
         let Some(number) = self.number else { return Poll::Pending };
         let recorded = match core.poll_record(number, cx) {
             RecordTurn::Wait => return Poll::Pending,
-            RecordTurn::Recorded(marker) => marker.result,
+            RecordTurn::Recorded(marker) => {
+                if let Some(limit) = marker.refused.map(Limit::from) {
+                    core.fail_payload(&format!("recorded value #{number}"), &limit);
+                    return Poll::Pending;
+                }
+                marker.result
+            }
             RecordTurn::Make => {
                 let Some(make) = self.make.take() else { return Poll::Pending };
                 match payload::encode(&make(), core.options.codec) {
                     Ok(value) => {
                         core.record(number, value.clone());
+                        if !core.is_active() {
+                            return Poll::Pending;
+                        }
                         Some(value)
                     }
                     Err(error) => {

@@ -59,6 +59,26 @@ pub(super) fn do_work(ctx: &Ctx, n: u32) -> Call<'_, work> {
     ActivityTarget::<work>::call(ctx, (n,), std::panic::Location::caller())
 }
 
+/// A local activity that makes a text.
+pub(super) struct write;
+
+impl Activity for write {
+    const NAME: &'static str = "write";
+    type Args = ();
+    type Deps = ();
+    type Output = String;
+    type Error = Error;
+
+    async fn run(_: &ActivityCtx<()>, (): ()) -> Result<String, Error> {
+        Ok(String::new())
+    }
+}
+
+#[track_caller]
+pub(super) fn do_local_write(ctx: &Ctx) -> LocalCall<'_, write> {
+    ActivityTarget::<write>::call(ctx.local(), (), std::panic::Location::caller())
+}
+
 #[track_caller]
 pub(super) fn do_local(ctx: &Ctx, n: u32) -> LocalCall<'_, work> {
     ActivityTarget::<work>::call(ctx.local(), (n,), std::panic::Location::caller())
@@ -125,6 +145,10 @@ pub(super) struct Run {
     handed_out_at_us: i64,
     owed: bool,
     is_unchecked: bool,
+    /// The largest payload that the server takes, and what the worker believes it to be.
+    server_limit: u64,
+    worker_limit: u64,
+    brings_own_events: bool,
 }
 
 impl Run {
@@ -153,17 +177,22 @@ impl Run {
             handed_out_at_us: 0,
             owed: true,
             is_unchecked: false,
+            server_limit: 1_000,
+            worker_limit: 1_000,
+            brings_own_events: false,
         }
+    }
+
+    /// With a worker that believes another limit than the server's.
+    pub(super) fn believing(mut self, worker_limit: u64) -> Self {
+        self.worker_limit = worker_limit;
+        self
     }
 
     /// Without the replay after every task.
     pub(super) fn unchecked(mut self) -> Self {
         self.is_unchecked = true;
         self
-    }
-
-    pub(super) fn replay_events(&self, events: Vec<HistoryEvent>) -> Result<(), TaskFailure> {
-        self.new_machine().replay(events)
     }
 
     pub(super) fn cold(mut self) -> Self {
@@ -181,6 +210,7 @@ impl Run {
         let options = MachineOptions {
             build_id: "1.5.0".into(),
             strict_arguments: true,
+            max_payload_bytes: self.worker_limit,
             ..MachineOptions::default()
         };
         Machine::new(&self.entry, options, run)
@@ -200,6 +230,18 @@ impl Run {
             self.happens(fact);
         }
         self.task().unwrap()
+    }
+
+    /// A task that brings the worker the events of its own last completion too.
+    pub(super) fn with_own_events(
+        &mut self,
+        facts: impl IntoIterator<Item = Attributes>,
+    ) -> Result<String, TaskFailure> {
+        self.brings_own_events = true;
+        for fact in facts {
+            self.happens(fact);
+        }
+        self.task()
     }
 
     /// A worker restarts: everything it kept is lost.
@@ -244,6 +286,12 @@ impl Run {
         if self.machine.is_none() {
             self.machine = Some(self.new_machine());
             events.clone_from(&self.history);
+        } else if std::mem::take(&mut self.brings_own_events) {
+            let is_completion = |event: &HistoryEvent| {
+                matches!(event.attributes, Some(Attributes::WorkflowTaskCompleted(_)))
+            };
+            let last = self.history.iter().rposition(is_completion).unwrap();
+            events.extend_from_slice(&self.history[last..]);
         }
         events.extend(self.taken.iter().cloned());
         let task = Task {
@@ -323,7 +371,12 @@ impl Run {
             ..Default::default()
         });
         self.is_closed = completion.closed;
-        let events: Vec<Attributes> = completion.commands.into_iter().map(event_of).collect();
+        let limit = self.server_limit;
+        let events: Vec<Attributes> = completion
+            .commands
+            .into_iter()
+            .map(|command| refuse_marker(event_of(command), limit))
+            .collect();
         for cancelled in &events {
             if let Attributes::TimerCancelled(event) = cancelled {
                 // A timer that fired untaken is forgotten.
@@ -446,6 +499,22 @@ fn event_of(command: v1::Command) -> Attributes {
             })
         }
     }
+}
+
+/// What the server makes of a marker that is too large.
+fn refuse_marker(event: Attributes, limit: u64) -> Attributes {
+    let Attributes::MarkerRecorded(mut marker) = event else { return event };
+    let value = marker.result.as_ref().map_or(0, |result| result.data.len() as u64);
+    if value > limit {
+        marker.result = None;
+        let name = "payload_bytes_per_command".to_owned();
+        marker.refused = Some(v1::Limit { name, limit, value });
+    }
+    Attributes::MarkerRecorded(marker)
+}
+
+pub(super) fn local_text(text: &str) -> LocalOutcome {
+    LocalOutcome::Completed { result: payload::encode(text, Codec::Json).unwrap(), attempts: 1 }
 }
 
 pub(super) fn local_value(value: u32) -> LocalOutcome {

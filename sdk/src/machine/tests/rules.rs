@@ -451,7 +451,10 @@ workflow!(local_at_most_once(ctx) -> u32 { Ok(do_local(ctx, 1).retry(crate::Retr
 
 #[test]
 fn what_cannot_go_on_fails_the_task_at_once() {
-    assert_eq!(fails::<panics>(), (Cause::Panic, "the workflow panicked: boom 1".to_owned()));
+    let (cause, panic) = fails::<panics>();
+    assert_eq!(cause, Cause::Panic);
+    assert!(panic.starts_with("the workflow panicked at "), "{panic}");
+    assert!(panic.contains("rules.rs:") && panic.ends_with(": boom 1"), "{panic}");
     assert_eq!(fails::<hangs>().0, Cause::Stuck);
     assert_eq!(fails::<spins>().0, Cause::Stuck);
     assert_eq!(fails::<foreign>().0, Cause::ForeignWake);
@@ -533,27 +536,85 @@ fn a_race_has_one_winner() {
     assert_eq!(run.result::<u32>(), 2);
 }
 
-workflow!(long(ctx, steps: u32) -> u32 {
-    let mut sum = 0;
-    for n in 0..steps { sum += do_work(ctx, n).await?; }
-    Ok(sum)
+workflow!(large_record(ctx) -> u32 { Ok(ctx.record(|| "x".repeat(2_000)).await.len() as u32) });
+
+#[test]
+fn a_recorded_value_that_is_too_large_fails_its_task_and_is_not_seen() {
+    let (cause, text) = fails::<large_record>();
+    assert_eq!(cause, Cause::Payload);
+    let expected = "recorded value #1: payload_bytes_per_command is 2006, the limit is 1000";
+    assert_eq!(text, expected);
+}
+
+workflow!(refused_record(ctx) -> u32 {
+    let made = ctx.record(|| "x".repeat(2_000)).await;
+    ctx.sleep(SECOND).await;
+    Ok(made.len() as u32)
 });
 
-/// Prints how fast histories replay; run it in release: `cargo test --release -- --ignored --nocapture replay_speed`.
 #[test]
-#[ignore = "a measurement"]
-fn replay_speed() {
-    for steps in [3_333, 33_333] {
-        let mut run = Run::new::<long>(&(steps,)).unchecked();
-        run.on([]);
-        for n in 1..=steps {
-            run.on([done(n, n)]);
-        }
-        let events = run.history.len();
-        let history = run.history.clone();
-        let started = std::time::Instant::now();
-        run.replay_events(history).unwrap();
-        let rate = events as f64 / started.elapsed().as_secs_f64();
-        println!("{events} events: {rate:.0} events/s");
-    }
+fn a_recorded_value_that_the_server_refuses_fails_live_code_and_replay_alike() {
+    let mut run = Run::new::<refused_record>(&()).believing(1 << 20).unchecked();
+    assert_eq!(run.on([]), "record#1, timer#2 1s");
+    let limit = "payload_bytes_per_command is 2002, the limit is 1000";
+    // The worker went on with its value until it heard of the refusal.
+    let failure = run.with_own_events([fired(2)]).unwrap_err();
+    assert_eq!(failure.cause, Cause::Payload);
+    let text = format!("event 3, MarkerRecorded value(#1), was refused: {limit}");
+    assert_eq!(failure.failure.message, text);
+    let failure = run.replay().unwrap_err();
+    assert_eq!(failure.cause, Cause::Payload);
+    assert_eq!(failure.failure.message, format!("recorded value #1: {limit}"));
+}
+
+workflow!(large_local(ctx) -> String {
+    let seen = match do_local_write(ctx).await {
+        Ok(text) => format!("{} bytes", text.len()),
+        Err(error) => error.to_string(),
+    };
+    ctx.sleep(SECOND).await;
+    Ok(seen)
+});
+
+#[test]
+fn a_local_result_that_is_too_large_is_the_same_failure_live_and_at_replay() {
+    let mut run = Run::new::<large_local>(&());
+    run.on([]);
+    run.on([]);
+    assert_eq!(run.local_done(1, local_text(&"x".repeat(2_000))), "local write#1, timer#2 1s");
+    run.on([fired(2)]);
+    assert_eq!(
+        run.result::<String>(),
+        "the result of write: payload_bytes_per_command is 2006, the limit is 1000"
+    );
+}
+
+#[test]
+fn a_local_failure_that_is_too_large_is_cut() {
+    let mut run = Run::new::<large_local>(&());
+    run.on([]);
+    run.on([]);
+    let failure = crate::failure::plain_failure("Large", "x".repeat(2_000));
+    let cause = onward_proto::v1::LocalActivityFailureCause::Application;
+    let outcome = crate::machine::LocalOutcome::Failed { failure, cause, attempts: 1 };
+    assert_eq!(run.local_done(1, outcome), "local write#1, timer#2 1s");
+    run.on([fired(2)]);
+    let seen = run.result::<String>().len();
+    assert!((800..1_000).contains(&seen), "{seen}");
+}
+
+#[test]
+fn a_local_result_that_the_server_refuses_takes_the_run_from_its_worker() {
+    let mut run = Run::new::<large_local>(&()).believing(1 << 20).unchecked();
+    run.on([]);
+    run.on([]);
+    assert_eq!(run.local_done(1, local_text(&"x".repeat(2_000))), "local write#1, timer#2 1s");
+    let failure = run.with_own_events([fired(2)]).unwrap_err();
+    assert!(failure.failure.message.contains("local write(#1), was refused"), "{failure:?}");
+    // From its history the run goes on with what was recorded.
+    run.on([]);
+    assert_eq!(
+        run.result::<String>(),
+        "the call was refused: payload_bytes_per_command is 2002, the limit is 1000"
+    );
 }

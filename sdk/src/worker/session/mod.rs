@@ -324,7 +324,7 @@ impl Session {
                 self.disconnected("the server does not say welcome", now);
             }
             State::Up(link) if link.welcome_by.is_none() && now >= self.beat_at => self.beat(now),
-            _ => {}
+            State::Down { .. } | State::Connecting { .. } | State::Up(_) => {}
         }
         if now >= self.watch_at {
             if self.watches() {
@@ -338,12 +338,21 @@ impl Session {
     fn beat(&mut self, now: Instant) {
         let mut next = self.silence_limit / 3;
         let mut activities = Vec::new();
+        let mut details_bytes = 0;
         for (key, running) in &self.attempts {
             let details = running.attempt.take_news();
             if let Some(heartbeat) = running.attempt.info.heartbeat {
                 next = next.min(heartbeat / 3);
             }
             if details.is_some() || running.attempt.info.heartbeat.is_some() {
+                let bytes = details.as_ref().map_or(0, |details| details.data.len());
+                // No item may be larger than a frame.
+                if details_bytes + bytes > self.max_frame / 2 && !activities.is_empty() {
+                    let activities = std::mem::take(&mut activities);
+                    self.out.push(heartbeats(activities, Vec::new()));
+                    details_bytes = 0;
+                }
+                details_bytes += bytes;
                 activities.push(v1::ActivityHeartbeat { token: Some(key.token()), details });
             }
         }
@@ -358,10 +367,7 @@ impl Session {
             tasks.extend(self.runs.open_since(since).into_iter().map(name));
             self.task_beat_at = now + LONG_TASK;
         }
-        self.out.push(Item::new(v1::worker_item::Kind::Heartbeats(v1::Heartbeats {
-            activities,
-            tasks,
-        })));
+        self.out.push(heartbeats(activities, tasks));
         self.beat_at = now + next;
     }
 
@@ -431,6 +437,10 @@ async fn next_turn(state: &mut State) -> Turn {
         State::Connecting { opening } => Turn::Opened(opening.await),
         State::Up(link) => Turn::Frame(link.frames.next().await),
     }
+}
+
+fn heartbeats(activities: Vec<v1::ActivityHeartbeat>, tasks: Vec<v1::RunTask>) -> Item {
+    Item::new(v1::worker_item::Kind::Heartbeats(v1::Heartbeats { activities, tasks }))
 }
 
 fn names(run_id: &[u8], task_id: Option<v1::TaskId>) -> Option<(RunId, TaskKey)> {

@@ -85,7 +85,7 @@ impl Session {
         match &self.state {
             State::Up(link) if link.welcome_by.is_none() => link.outbox.send(&mut self.out),
             // What must arrive is kept apart; the rest means nothing to another stream.
-            _ => self.out.clear(),
+            State::Down { .. } | State::Connecting { .. } | State::Up(_) => self.out.clear(),
         }
     }
 
