@@ -3,7 +3,10 @@
 
 mod fake;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
 
 use fake::{Fake, Session, activity_task, first_task, run_id, task_id, token};
 use onward::{ActivityCtx, Ctx, Provide, Worker, WorkerBuilder, WorkerHandle, activity, workflow};
@@ -61,6 +64,12 @@ async fn steps(ctx: &Ctx) -> onward::Result<String> {
     Ok(format!("{first} {second}"))
 }
 
+/// Waits for the gate in its own worker.
+#[workflow]
+async fn gated(ctx: &Ctx) -> onward::Result<u32> {
+    Ok(wait(ctx.local()).await?)
+}
+
 /// Never comes back from its first poll.
 #[workflow]
 async fn block(_: &Ctx) -> onward::Result<()> {
@@ -82,7 +91,7 @@ async fn order(_: &Ctx, item: String) -> onward::Result<String> {
 fn builder(fake: &Fake, gate: &Gate) -> WorkerBuilder<Gate> {
     Worker::builder(fake.client.clone(), "test")
         .deps(gate.clone())
-        .workflows::<(order, steps, block, panics)>()
+        .workflows::<(order, steps, gated, block, panics)>()
         .activities::<(greet, wait, tidy, explode)>()
 }
 
@@ -118,7 +127,7 @@ async fn hello_says_what_the_worker_has_and_credits_how_much_it_takes() {
     let _worker = builder(&fake, &gate).max_activities(3).build_id("1.4").spawn().await.unwrap();
     let (hello, in_flight, credits) = fake.session().await.welcome().await;
     assert_eq!((hello.task_queue.as_str(), hello.build_id.as_str()), ("test", "1.4"));
-    assert_eq!(hello.workflow_types, ["block", "order", "panics", "steps"]);
+    assert_eq!(hello.workflow_types, ["block", "gated", "order", "panics", "steps"]);
     assert_eq!(hello.activity_types, ["explode", "greet", "tidy", "wait"]);
     assert_eq!((in_flight.slot_from, in_flight.slot_to), (0, 1024));
     assert_eq!((credits.workflow, credits.activity), (500, 3));
@@ -303,7 +312,7 @@ async fn a_workflow_that_the_worker_does_not_have_fails_its_task_with_the_worker
     let message = failed.failure.unwrap().message;
     assert_eq!(
         message,
-        "worker tester has no workflow `oder`; it has: block, order, panics, steps"
+        "worker tester has no workflow `oder`; it has: block, gated, order, panics, steps"
     );
 }
 
@@ -383,6 +392,89 @@ async fn a_drained_worker_takes_no_more_and_ends_when_all_is_acked() {
     }
     drop(session);
     tokio::time::timeout(Duration::from_secs(5), ending).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_is_asked_for_no_more_and_hears_the_rest_when_it_is_back() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let (running, unacked) = (token(run_id(1, 5), 1, 1), token(run_id(1, 5), 2, 1));
+    session.send([
+        ServerKind::ActivityTask(activity_task(running.clone(), "wait", &[])),
+        ServerKind::Drain(v1::Drain {}),
+        // It was on its way already.
+        ServerKind::ActivityTask(activity_task(unacked.clone(), "greet", &["\"Ada\""])),
+        ServerKind::Drain(v1::Drain {}),
+    ]);
+    let WorkerKind::Credits(credits) = session.next_news().await else { panic!() };
+    assert_eq!((credits.workflow, credits.activity), (0, 0));
+    assert_eq!(completed(session.next_news().await).0, unacked);
+    session.end();
+
+    let mut session = fake.session().await;
+    let (_, in_flight, credits) = session.welcome().await;
+    assert_eq!(in_flight.activities, std::slice::from_ref(&running));
+    assert_eq!((credits.workflow, credits.activity), (500, 1_000));
+    assert_eq!(completed(session.next_news().await).0, unacked);
+    gate.0.notify_one();
+    assert_eq!(completed(session.next_news().await).0, running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_says_it_goes_away_and_stays_is_left() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    session.send([ServerKind::Drain(v1::Drain {})]);
+    // The signs of life go on until the worker has left.
+    let left = async { while session.try_next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_mins(1), left).await.expect("it leaves");
+    let (_, _, credits) = fake.session().await.welcome().await;
+    assert_eq!((credits.workflow, credits.activity), (500, 1_000));
+}
+
+/// What a test's own thread logs.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn count(&self, what: &str) -> usize {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap().matches(what).count()
+    }
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_cannot_be_reached_is_tried_often_and_named_once_a_minute() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+    let _logging = tracing::subscriber::set_default(subscriber.finish());
+
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    fake.reachable.store(false, Ordering::Relaxed);
+    let _worker = builder(&fake, &gate).spawn().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(lines.count("cannot reach the server; still trying"), 1);
+    assert_eq!(lines.count("connection refused"), 1);
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    // A try comes every 2 s at the latest, so a complaint is up to 2 s late.
+    let complaints = lines.count("cannot reach the server; still trying");
+    assert!((10..=11).contains(&complaints), "{complaints}");
+    assert!(fake.tries.load(Ordering::Relaxed) > 300);
+
+    fake.reachable.store(true, Ordering::Relaxed);
+    fake.session().await.welcome().await;
+    assert_eq!(lines.count("connected to the server"), 1);
 }
 
 #[tokio::test]
@@ -538,6 +630,44 @@ async fn a_cached_run_goes_on_through_a_local_activity_to_its_end() {
     assert!(matches!(command(&closed, 0), v1::command::Kind::RecordMarker(_)));
     let v1::command::Kind::CompleteWorkflow(close) = command(&closed, 1) else { panic!() };
     assert_eq!(close.result.as_ref().unwrap().data, "\"hi Hello, local!\"");
+}
+
+fn yields(run: onward_proto::RunId, counter: u64) -> ServerKind {
+    ServerKind::Yield(v1::YieldTask { task_id: Some(task_id(counter)), run_id: run.to_wire() })
+}
+
+#[tokio::test]
+async fn a_yield_completes_the_open_task_while_its_local_activity_runs_on() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let run = run_id(1, 5);
+    let first = first_task(run, 1, "gated", &[]);
+    session.send([ServerKind::WorkflowTask(first.clone())]);
+    let issued = done(session.next_news().await);
+    assert!(issued.more);
+
+    // The local activity runs and holds the second task open until the server asks for it.
+    let second = next_task(&first, 1, 2, recorded(&issued, 2, 0), None);
+    session.send([ServerKind::WorkflowTask(second), yields(run, 2)]);
+    let yielded = done(session.next_news().await);
+    assert_eq!((yielded.task_id, yielded.more), (Some(task_id(2)), true));
+    assert!(yielded.commands.is_empty());
+
+    // A yield of a task that is done already is no yield of the open one.
+    let third = next_task(&first, 2, 3, recorded(&yielded, 3, 0), None);
+    let other = token(run_id(2, 5), 1, 1);
+    session.send([
+        ServerKind::WorkflowTask(third),
+        yields(run, 2),
+        ServerKind::ActivityTask(activity_task(other.clone(), "greet", &["\"Ada\""])),
+    ]);
+    assert_eq!(completed(session.next_news().await).0, other);
+    gate.0.notify_one();
+    let closed = done(session.next_news().await);
+    assert_eq!((closed.task_id, closed.more), (Some(task_id(3)), false));
+    assert!(matches!(command(&closed, 0), v1::command::Kind::RecordMarker(_)));
+    let v1::command::Kind::CompleteWorkflow(close) = command(&closed, 1) else { panic!() };
+    assert_eq!(close.result.as_ref().unwrap().data, "1");
 }
 
 /// A worker that has sent the first completion of a `steps` run.

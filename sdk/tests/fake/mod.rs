@@ -4,7 +4,10 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -92,6 +95,11 @@ impl Session {
                 other => again.push_back(other),
             }
         }
+    }
+
+    /// Ends the stream in order: the worker hears of no error.
+    pub fn end(self) {
+        drop(self);
     }
 
     /// Breaks the stream.
@@ -205,6 +213,10 @@ struct Service {
 pub struct Fake {
     pub client: Client,
     pub script: Arc<Mutex<Script>>,
+    /// Whether the server lets anybody connect.
+    pub reachable: Arc<AtomicBool>,
+    /// How often somebody tried to.
+    pub tries: Arc<AtomicU32>,
     sessions: mpsc::UnboundedReceiver<Session>,
 }
 
@@ -220,16 +232,23 @@ impl Fake {
                 .add_service(ClientServiceServer::new(service))
                 .serve_with_incoming(UnboundedReceiverStream::new(pipes)),
         );
+        let (reachable, tries) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU32::new(0)));
+        let (is_reachable, tried) = (Arc::clone(&reachable), Arc::clone(&tries));
         let client = Client::builder()
             .connector(move || {
+                tried.fetch_add(1, Ordering::Relaxed);
                 let (ours, theirs) = tokio::io::duplex(1 << 16);
-                let sent = pipes_in.send(Ok(theirs));
-                async move { sent.map(|()| ours).map_err(std::io::Error::other) }
+                let sent = if is_reachable.load(Ordering::Relaxed) {
+                    pipes_in.send(Ok(theirs)).map_err(std::io::Error::other)
+                } else {
+                    Err(std::io::ErrorKind::ConnectionRefused.into())
+                };
+                async move { sent.map(|()| ours) }
             })
             .identity("tester")
             .build()
             .unwrap();
-        Self { client, script, sessions }
+        Self { client, script, reachable, tries, sessions }
     }
 
     /// The next session that a worker opens.

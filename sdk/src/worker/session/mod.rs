@@ -64,6 +64,8 @@ struct Link {
     outbox: Outbox,
     /// By when the server must have said welcome; `None` once it has.
     welcome_by: Option<Instant>,
+    /// The server has said that it goes away; by then the stream is left, should it not end itself.
+    leave_by: Option<Instant>,
 }
 
 /// How the session stands with the server.
@@ -105,6 +107,8 @@ const LONG_TASK: Duration = Duration::from_secs(2);
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 /// An activity whose first poll takes longer gets tasks of its own from then on.
 const LONG_FIRST_POLL: Duration = Duration::from_micros(200);
+/// A server that goes away ends the stream within this time, or the worker does.
+const LEAVE_WITHIN: Duration = Duration::from_secs(15);
 /// What silence means until the server has said it.
 const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -301,7 +305,10 @@ impl Session {
         let mut wake = match &self.state {
             State::Down { retry_at } => *retry_at,
             State::Connecting { .. } => far,
-            State::Up(link) => link.welcome_by.unwrap_or(self.beat_at),
+            State::Up(link) => {
+                let next = link.welcome_by.unwrap_or(self.beat_at);
+                link.leave_by.map_or(next, |leave_by| leave_by.min(next))
+            }
         };
         if self.watches() {
             wake = wake.min(self.watch_at);
@@ -322,6 +329,9 @@ impl Session {
             State::Down { retry_at } if now >= *retry_at => self.connect(now),
             State::Up(link) if link.welcome_by.is_some_and(|by| now >= by) => {
                 self.disconnected("the server does not say welcome", now);
+            }
+            State::Up(link) if link.leave_by.is_some_and(|by| now >= by) => {
+                self.disconnected("the server said that it goes away, and does not end", now);
             }
             State::Up(link) if link.welcome_by.is_none() && now >= self.beat_at => self.beat(now),
             State::Down { .. } | State::Connecting { .. } | State::Up(_) => {}

@@ -7,7 +7,7 @@ use onward_proto::{PROTOCOL, RunId, SLOTS, v1};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::{COMPLAIN_EVERY, Link, Session, State, WELCOME_WITHIN, names};
+use super::{COMPLAIN_EVERY, LEAVE_WITHIN, Link, Session, State, WELCOME_WITHIN, names};
 use crate::{
     client::rpc::{connect_failure, may_have_happened},
     worker::{
@@ -37,7 +37,10 @@ impl Session {
         let was_up = matches!(&self.state, State::Up(link) if link.welcome_by.is_none());
         let address = self.connection.address();
         let due = self.complained_at.is_none_or(|at| now >= at + COMPLAIN_EVERY);
-        if was_up {
+        if self.is_leaving() {
+            tracing::info!(address, reason, "the server has gone; connecting again");
+            self.complained_at = Some(now);
+        } else if was_up {
             tracing::warn!(address, reason, "lost the server; connecting again");
             self.complained_at = Some(now);
         } else if due {
@@ -71,13 +74,18 @@ impl Session {
             let frames = tokio::time::timeout_at(welcome_by, opened)
                 .await
                 .unwrap_or_else(|_| Err(Status::deadline_exceeded("the server does not answer")))?;
-            Ok(Box::new(Link { frames, outbox, welcome_by: Some(welcome_by) }))
+            Ok(Box::new(Link { frames, outbox, welcome_by: Some(welcome_by), leave_by: None }))
         };
         self.state = State::Connecting { opening: opening.boxed() };
     }
 
     pub(super) fn is_welcome(&self) -> bool {
         matches!(&self.state, State::Up(link) if link.welcome_by.is_none())
+    }
+
+    /// Whether the server of the open stream has said that it goes away.
+    fn is_leaving(&self) -> bool {
+        matches!(&self.state, State::Up(link) if link.leave_by.is_some())
     }
 
     /// Sends what this turn brought forth, in one go.
@@ -132,11 +140,21 @@ impl Session {
                     self.on_gone(gone);
                 }
             }
-            Kind::Drain(v1::Drain {}) => {
-                tracing::info!("the server is going away; connecting again when it has");
-            }
+            Kind::Drain(v1::Drain {}) => self.on_drain(now),
         }
         Ok(())
+    }
+
+    /// The server goes away: no more is asked of it. What runs here goes on and is answered for, on
+    /// this stream or, as far as it is not acked, where the worker connects next.
+    fn on_drain(&mut self, now: Instant) {
+        if let State::Up(link) = &mut self.state
+            && link.leave_by.is_none()
+        {
+            tracing::info!("the server is going away; connecting again when it has");
+            link.leave_by = Some(now + LEAVE_WITHIN);
+            self.send_credits();
+        }
     }
 
     pub(super) fn on_welcome(
@@ -186,9 +204,9 @@ impl Session {
     }
 
     pub(super) fn send_credits(&mut self) {
-        let takes = |registered: usize, limit| {
-            if registered == 0 || self.draining_until.is_some() { 0 } else { limit }
-        };
+        let takes_none = self.draining_until.is_some() || self.is_leaving();
+        let takes =
+            |registered: usize, limit| if registered == 0 || takes_none { 0 } else { limit };
         let workflow = takes(self.registry.workflows.len(), self.options.max_workflow_tasks);
         let activity = takes(self.registry.activities.len(), self.options.max_activities);
         self.out
