@@ -71,8 +71,15 @@ impl<W: Workflow> WorkflowHandle<W> {
         self.run_id.map(RunId::uuid)
     }
 
-    fn run_on_wire(&self) -> bytes::Bytes {
-        self.run_id.map(RunId::to_wire).unwrap_or_default()
+    /// What every request about it begins with: namespace, workflow id, run id.
+    fn target(&self) -> (String, String, bytes::Bytes) {
+        let run_id = self.run_id.map(RunId::to_wire).unwrap_or_default();
+        (self.client.namespace().to_owned(), self.workflow_id.clone(), run_id)
+    }
+
+    /// What a request that changes something ends with: its own id, and who asks.
+    fn sender(&self) -> (bytes::Bytes, String) {
+        (self.client.request_id().to_wire(), self.client.identity().to_owned())
     }
 
     /// Waits for the result.
@@ -83,11 +90,8 @@ impl<W: Workflow> WorkflowHandle<W> {
     /// # Cancel safety
     /// Dropping the future loses nothing; the result can be asked for again.
     pub async fn result(&self) -> Result<W::Output, WorkflowError<W::Error>> {
-        let request = v1::WaitWorkflowResultRequest {
-            namespace: self.client.namespace().to_owned(),
-            workflow_id: self.workflow_id.clone(),
-            run_id: self.run_on_wire(),
-        };
+        let (namespace, workflow_id, run_id) = self.target();
+        let request = v1::WaitWorkflowResultRequest { namespace, workflow_id, run_id };
         typed_outcome(self.client.wait_outcome(request).await?)
     }
 
@@ -98,14 +102,16 @@ impl<W: Workflow> WorkflowHandle<W> {
     pub async fn signal<T: Serialize>(&self, signal: Signal<T>, value: T) -> Result<(), RpcError> {
         let payload = payload::encode(&value, self.client.codec())
             .map_err(|error| RpcError::new(Code::InvalidArgument, error.to_string()))?;
+        let (namespace, workflow_id, run_id) = self.target();
+        let (request_id, identity) = self.sender();
         let request = v1::SignalWorkflowRequest {
-            namespace: self.client.namespace().to_owned(),
-            workflow_id: self.workflow_id.clone(),
-            run_id: self.run_on_wire(),
+            namespace,
+            workflow_id,
+            run_id,
             signal_name: signal.name().to_owned(),
             arguments: vec![payload],
-            request_id: self.client.request_id().to_wire(),
-            identity: self.client.identity().to_owned(),
+            request_id,
+            identity,
         };
         self.client
             .call(
@@ -122,13 +128,15 @@ impl<W: Workflow> WorkflowHandle<W> {
     /// # Errors
     /// If the workflow is not open, or the server did not answer.
     pub async fn cancel(&self, reason: impl Into<String>) -> Result<(), RpcError> {
+        let (namespace, workflow_id, run_id) = self.target();
+        let (request_id, identity) = self.sender();
         let request = v1::RequestCancelWorkflowRequest {
-            namespace: self.client.namespace().to_owned(),
-            workflow_id: self.workflow_id.clone(),
-            run_id: self.run_on_wire(),
+            namespace,
+            workflow_id,
+            run_id,
             reason: reason.into(),
-            request_id: self.client.request_id().to_wire(),
-            identity: self.client.identity().to_owned(),
+            request_id,
+            identity,
         };
         self.client
             .call(&request, |mut service, request| async move {
@@ -143,13 +151,15 @@ impl<W: Workflow> WorkflowHandle<W> {
     /// # Errors
     /// If the workflow is not open, or the server did not answer.
     pub async fn terminate(&self, reason: impl Into<String>) -> Result<(), RpcError> {
+        let (namespace, workflow_id, run_id) = self.target();
+        let (request_id, identity) = self.sender();
         let request = v1::TerminateWorkflowRequest {
-            namespace: self.client.namespace().to_owned(),
-            workflow_id: self.workflow_id.clone(),
-            run_id: self.run_on_wire(),
+            namespace,
+            workflow_id,
+            run_id,
             reason: reason.into(),
-            request_id: self.client.request_id().to_wire(),
-            identity: self.client.identity().to_owned(),
+            request_id,
+            identity,
         };
         self.client
             .call(&request, |mut service, request| async move {
@@ -164,11 +174,8 @@ impl<W: Workflow> WorkflowHandle<W> {
     /// # Errors
     /// If there is no such run, or the server did not answer.
     pub async fn describe(&self) -> Result<v1::DescribeWorkflowResponse, RpcError> {
-        let request = v1::DescribeWorkflowRequest {
-            namespace: self.client.namespace().to_owned(),
-            workflow_id: self.workflow_id.clone(),
-            run_id: self.run_on_wire(),
-        };
+        let (namespace, workflow_id, run_id) = self.target();
+        let request = v1::DescribeWorkflowRequest { namespace, workflow_id, run_id };
         self.client
             .call(&request, |mut service, request| async move {
                 service.describe_workflow(request).await
@@ -182,12 +189,9 @@ impl<W: Workflow> WorkflowHandle<W> {
     /// If there is no such run, or the server did not answer.
     pub async fn history(&self) -> Result<v1::History, RpcError> {
         let mut events = Vec::new();
-        let mut request = v1::GetWorkflowHistoryRequest {
-            namespace: self.client.namespace().to_owned(),
-            workflow_id: self.workflow_id.clone(),
-            run_id: self.run_on_wire(),
-            ..Default::default()
-        };
+        let (namespace, workflow_id, run_id) = self.target();
+        let mut request =
+            v1::GetWorkflowHistoryRequest { namespace, workflow_id, run_id, ..Default::default() };
         loop {
             let page = self
                 .client
