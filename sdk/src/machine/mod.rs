@@ -11,32 +11,33 @@
 //!   its future is dropped.
 //! - What the code does outside a drive, while it panics, or while it is dropped by an eviction
 //!   has no effect.
+//!
+//! Tasks come in by `task`; `replay` goes through those that are completed, `drain` feeds facts to
+//! the code. `core` is what the code's own leaves share, with a file for each kind of them: `leaf`
+//! for calls and timers, `marker`, `signal`, `section`.
 
-use std::{
-    collections::VecDeque,
-    rc::Rc,
-    task::{Context, Poll, Waker},
-};
+use std::{rc::Rc, task::Waker};
 
-use onward_proto::{
-    RunId,
-    v1::{self, WorkflowTaskFailureCause as Cause, command::Kind, history_event::Attributes},
+use onward_proto::v1::{
+    self, WorkflowTaskFailureCause as Cause, command::Kind, history_event::Attributes,
 };
 
 pub use crate::definition::WorkflowEntry;
 use crate::{
     caught::{Caught, caught},
-    definition::{RunError, RunFuture},
-    error::Limit,
-    limits,
-    options::ActivityOptions,
-    payload::Codec,
-    workflow::Ctx,
+    definition::RunFuture,
 };
 
 pub(crate) mod core;
+mod drain;
+mod leaf;
+pub(crate) mod marker;
+mod replay;
 mod report;
 mod rng;
+pub(crate) mod section;
+mod signal;
+mod task;
 #[cfg(test)]
 mod tests;
 mod wake;
@@ -44,137 +45,22 @@ mod wake;
 pub(crate) use wake::is_replaying;
 
 pub(crate) use self::report::{describe, task_failure};
+pub use self::task::{
+    Completion, LocalActivityTask, LocalOutcome, MachineOptions, Progress, RunInfo, Task,
+    TaskFailure,
+};
 use self::{
-    core::{CancelRequest, Core, Delivery, LeafKind, LocalCall, LocalStage, Phase},
+    core::{Core, Phase},
+    leaf::LeafKind,
+    marker::{LocalCall, LocalStage},
     report::Side,
 };
-
-/// What a machine is told about its worker.
-#[derive(Debug, Clone)]
-pub struct MachineOptions {
-    /// The format of new payloads.
-    pub codec: Codec,
-    /// The build of the worker's code, for reports.
-    pub build_id: String,
-    /// What the worker sets for the activities that its workflows call.
-    pub activity: ActivityOptions,
-    /// Whether changed arguments of a replayed call are a mismatch.
-    pub strict_arguments: bool,
-    /// The largest payload that the server takes in one command, 2 MiB by default.
-    pub max_payload_bytes: u64,
-}
-
-impl Default for MachineOptions {
-    fn default() -> Self {
-        Self {
-            codec: Codec::default(),
-            build_id: String::new(),
-            activity: ActivityOptions::new(),
-            strict_arguments: false,
-            max_payload_bytes: limits::PAYLOAD_BYTES,
-        }
-    }
-}
-
-/// Which run it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunInfo {
-    /// The isolation boundary.
-    pub namespace: String,
-    /// The caller's key.
-    pub workflow_id: String,
-    /// One attempt under it.
-    pub run_id: RunId,
-    /// The registered name of the workflow function.
-    pub workflow_type: String,
-}
-
-/// A workflow task as the machine takes it.
-#[derive(Debug, Clone)]
-pub struct Task {
-    /// This hand-out.
-    pub task_id: v1::TaskId,
-    /// What `ctx.now()` returns, in microseconds since the Unix epoch.
-    pub handed_out_at_us: i64,
-    /// In replay order: from event 1, or what follows the last completed task.
-    pub events: Vec<v1::HistoryEvent>,
-}
-
-/// Where a task stands.
-#[derive(Debug)]
-pub enum Progress {
-    /// The task is done.
-    Completed(Completion),
-    /// Local activities that run are outstanding; nothing else is to do.
-    Waiting,
-}
-
-/// What a task came to.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Completion {
-    /// The task.
-    pub task_id: v1::TaskId,
-    /// What the code asked for, in order; a close is last.
-    pub commands: Vec<v1::Command>,
-    /// Local activities wait for this task's commit.
-    pub more: bool,
-    /// Numbered behaviours of the machine that shaped this task.
-    pub sdk_flags: Vec<u32>,
-    /// Whether the run is closed by it.
-    pub closed: bool,
-}
-
-/// Why a task failed. The machine is unusable afterwards.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TaskFailure {
-    /// The cause.
-    pub cause: v1::WorkflowTaskFailureCause,
-    /// The report.
-    pub failure: Box<v1::Failure>,
-}
-
-/// A local activity to run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LocalActivityTask {
-    /// Its number in the run's own sequence.
-    pub number: u32,
-    /// The registered name of the activity function.
-    pub activity_type: &'static str,
-    /// One entry for each parameter.
-    pub arguments: Vec<v1::Payload>,
-    /// Timeouts and retry policy.
-    pub options: ActivityOptions,
-}
-
-/// How a local activity ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum LocalOutcome {
-    /// It returned this.
-    Completed {
-        /// The value.
-        result: v1::Payload,
-        /// How many attempts there were.
-        attempts: u32,
-    },
-    /// It failed for good.
-    Failed {
-        /// The last attempt's failure.
-        failure: v1::Failure,
-        /// Why there is no further attempt.
-        cause: v1::LocalActivityFailureCause,
-        /// How many attempts there were.
-        attempts: u32,
-    },
-}
 
 /// Behaviours of this machine that shape histories, by number. A history that names another one
 /// was written by a newer SDK.
 const SDK_FLAGS: &[u32] = &[FIRST_RULES];
 /// The rules of the first version, written by the first task of every run.
 const FIRST_RULES: u32 = 1;
-
-/// How often the code may be polled in one drain before it counts as a loop.
-const MAX_POLLS: u32 = 1_000_000;
 
 /// One run in a worker: its future, and what the protocol knows of it.
 ///
@@ -377,341 +263,11 @@ impl Machine {
         caught(|| drop(code)).map_err(|panic| panicked(&panic))
     }
 
-    /// Replays completed tasks and returns the facts behind the last of them.
-    fn replay_completed(
-        &mut self,
-        events: Vec<v1::HistoryEvent>,
-    ) -> Result<Vec<v1::HistoryEvent>, TaskFailure> {
-        let mut facts = Vec::new();
-        let mut events = events.into_iter();
-        while let Some(mut event) = events.next() {
-            match event.attributes.take() {
-                None => {
-                    return Err(unsupported(format!(
-                        "event {} is of an unknown kind",
-                        event.event_id
-                    )));
-                }
-                Some(Attributes::WorkflowExecutionStarted(started)) => self.begin(started)?,
-                Some(Attributes::WorkflowTaskCompleted(done)) => {
-                    let recorded: VecDeque<_> =
-                        events.by_ref().take(done.command_events as usize).collect();
-                    if recorded.len() < done.command_events as usize {
-                        return Err(unsupported("the history ends inside a completed task".into()));
-                    }
-                    if done.task_id.is_some() && done.task_id == self.last_completed {
-                        check_taken(&recorded)?;
-                        continue;
-                    }
-                    facts.truncate(facts.len().saturating_sub(done.untaken_facts as usize));
-                    self.replay_task(std::mem::take(&mut facts), done, recorded)?;
-                }
-                Some(Attributes::WorkflowTaskFailed(_)) => {}
-                Some(
-                    Attributes::WorkflowExecutionCompleted(_)
-                    | Attributes::WorkflowExecutionFailed(_)
-                    | Attributes::WorkflowExecutionCancelled(_)
-                    | Attributes::WorkflowExecutionTimedOut(_)
-                    | Attributes::WorkflowExecutionTerminated(_),
-                ) => facts.clear(),
-                Some(
-                    fact @ (Attributes::WorkflowExecutionCancelRequested(_)
-                    | Attributes::ActivityCompleted(_)
-                    | Attributes::ActivityFailed(_)
-                    | Attributes::ActivityTimedOut(_)
-                    | Attributes::ActivityCancelled(_)
-                    | Attributes::TimerFired(_)
-                    | Attributes::SignalReceived(_)),
-                ) => {
-                    event.attributes = Some(fact);
-                    facts.push(event);
-                }
-                Some(
-                    command @ (Attributes::ActivityScheduled(_)
-                    | Attributes::ActivityCancelRequested(_)
-                    | Attributes::TimerStarted(_)
-                    | Attributes::TimerCancelled(_)
-                    | Attributes::MarkerRecorded(_)),
-                ) => return Err(out_of_place(event.event_id, &command)),
-            }
-        }
-        if matches!(self.code, Code::New) {
-            return Err(unsupported("the history does not begin with event 1".into()));
-        }
-        Ok(facts)
-    }
-
-    fn begin(&mut self, started: v1::WorkflowExecutionStarted) -> Result<(), TaskFailure> {
-        if !matches!(self.code, Code::New) {
-            return Err(unsupported("the history begins a second time".into()));
-        }
-        {
-            let mut state = self.core.state.borrow_mut();
-            state.started.task_queue = started.task_queue;
-            state.started.attempt = started.attempt;
-            state.started.seed = started.seed;
-        }
-        let ctx = Ctx::new(self.core.clone());
-        let (make, codec) = (self.entry.make, self.core.options.codec);
-        match caught(|| make(ctx, &started.arguments, codec)) {
-            Ok(Ok(code)) => {
-                self.code = Code::Running(code);
-                Ok(())
-            }
-            Ok(Err(error)) => {
-                Err(task_failure(Cause::Payload, format!("the workflow's arguments: {error}")))
-            }
-            Err(panic) => Err(panicked(&panic)),
-        }
-    }
-
-    fn replay_task(
-        &mut self,
-        facts: Vec<v1::HistoryEvent>,
-        done: v1::WorkflowTaskCompleted,
-        recorded: VecDeque<v1::HistoryEvent>,
-    ) -> Result<(), TaskFailure> {
-        if let Some(flag) = done.sdk_flags.iter().find(|flag| !SDK_FLAGS.contains(flag)) {
-            return Err(unsupported(format!("behaviour {flag} is not known to this SDK")));
-        }
-        wake::set_replaying(true);
-        let build_id = done.build_id;
-        self.core.state.borrow_mut().phase = Phase::Replay { recorded, build_id };
-        self.take_facts(facts, done.handed_out_at_us)?;
-        loop {
-            if let Code::Ended(_) = self.code {
-                self.issue_close();
-                self.check()?;
-                break;
-            }
-            if !self.replay_marker()? {
-                break;
-            }
-        }
-        self.check_all_issued()?;
-        self.last_completed = done.task_id;
-        Ok(())
-    }
-
-    /// Applies the marker that is next among the events of the task's commands, if one is.
-    fn replay_marker(&mut self) -> Result<bool, TaskFailure> {
-        let next = match &self.core.state.borrow().phase {
-            Phase::Replay { recorded, .. } => recorded.front().cloned(),
-            Phase::Idle | Phase::Live { .. } => None,
-        };
-        let Some(v1::HistoryEvent {
-            event_id,
-            attributes: Some(Attributes::MarkerRecorded(marker)),
-            ..
-        }) = next
-        else {
-            return Ok(false);
-        };
-        if !matches!(
-            v1::MarkerKind::try_from(marker.kind),
-            Ok(v1::MarkerKind::LocalActivity | v1::MarkerKind::RecordedValue)
-        ) {
-            return Err(unsupported(format!(
-                "the marker at event {event_id} is of an unknown kind"
-            )));
-        }
-        let Some(command) = self.core.expects_marker(&marker) else { return Ok(false) };
-        self.core.issue_command(command);
-        self.check()?;
-        self.core.resolve(event_id, marker.number, Attributes::MarkerRecorded(marker));
-        self.drain()?;
-        Ok(true)
-    }
-
-    /// A completed task has the events of its commands, neither more nor fewer.
-    fn check_all_issued(&self) -> Result<(), TaskFailure> {
-        let mut state = self.core.state.borrow_mut();
-        let unresolved = state.records.front().copied();
-        let Phase::Replay { recorded, build_id } = std::mem::take(&mut state.phase) else {
-            return Ok(());
-        };
-        let (event_id, history, code) = match (recorded.front(), unresolved) {
-            (Some(event), _) => {
-                let what =
-                    event.attributes.as_ref().map_or_else(|| Side::none("unknown"), Side::of_event);
-                (event.event_id, what, Side::none("nothing"))
-            }
-            (None, Some(number)) => (
-                0,
-                Side::none("the task ended here"),
-                Side::none(&format!("MarkerRecorded value(#{number})")),
-            ),
-            (None, None) => return Ok(()),
-        };
-        let Core { run, options, .. } = &*self.core;
-        Err(report::non_determinism(run, options, event_id, &build_id, &history, &code))
-    }
-
-    /// The facts of one task: its messages together, then the others one by one.
-    fn take_facts(
-        &mut self,
-        facts: Vec<v1::HistoryEvent>,
-        handed_out_at_us: i64,
-    ) -> Result<(), TaskFailure> {
-        {
-            let mut state = self.core.state.borrow_mut();
-            state.now_us = state.now_us.max(handed_out_at_us);
-            // The task that issued these is committed: this one follows it.
-            for leaf in state.leaves.values_mut() {
-                if let LeafKind::Local { stage, .. } = &mut leaf.kind {
-                    *stage = match std::mem::replace(stage, LocalStage::Running) {
-                        LocalStage::Issued(call) => LocalStage::Startable(call),
-                        stage @ (LocalStage::Startable(_) | LocalStage::Running) => stage,
-                    };
-                }
-            }
-        }
-        let mut others = Vec::with_capacity(facts.len());
-        let mut has_messages = false;
-        let mut is_cancel_requested = false;
-        for event in facts {
-            match event.attributes {
-                Some(Attributes::SignalReceived(signal)) => {
-                    has_messages = true;
-                    self.core.deliver_signal(event.event_id, signal);
-                }
-                Some(Attributes::WorkflowExecutionCancelRequested(_)) => {
-                    has_messages = true;
-                    is_cancel_requested = true;
-                }
-                Some(attributes) => others.push((event.event_id, attributes)),
-                None => {}
-            }
-        }
-        if is_cancel_requested && self.core.state.borrow().cancel == CancelRequest::None {
-            self.deliver_cancel()?;
-        }
-        if !self.is_drained {
-            self.is_drained = true;
-            self.waker.wake_by_ref();
-            self.drain()?;
-        } else if has_messages {
-            self.drain()?;
-        }
-        for (event_id, fact) in others {
-            if !matches!(self.code, Code::Running(_)) {
-                break;
-            }
-            let number = match &fact {
-                Attributes::ActivityCompleted(event) => event.number,
-                Attributes::ActivityFailed(event) => event.number,
-                Attributes::ActivityTimedOut(event) => event.number,
-                Attributes::ActivityCancelled(event) => event.number,
-                Attributes::TimerFired(event) => event.number,
-                Attributes::WorkflowExecutionStarted(_)
-                | Attributes::WorkflowExecutionCompleted(_)
-                | Attributes::WorkflowExecutionFailed(_)
-                | Attributes::WorkflowExecutionCancelled(_)
-                | Attributes::WorkflowExecutionTimedOut(_)
-                | Attributes::WorkflowExecutionTerminated(_)
-                | Attributes::WorkflowExecutionCancelRequested(_)
-                | Attributes::WorkflowTaskCompleted(_)
-                | Attributes::WorkflowTaskFailed(_)
-                | Attributes::ActivityScheduled(_)
-                | Attributes::ActivityCancelRequested(_)
-                | Attributes::TimerStarted(_)
-                | Attributes::TimerCancelled(_)
-                | Attributes::SignalReceived(_)
-                | Attributes::MarkerRecorded(_) => return Err(out_of_place(event_id, &fact)),
-            };
-            self.core.resolve(event_id, number, fact);
-            self.drain()?;
-        }
-        Ok(())
-    }
-
-    /// Polls until quiet, then asks the conditions, then emits what the code dropped.
-    fn drain(&mut self) -> Result<(), TaskFailure> {
-        let mut polls = 0;
-        self.poll_until_quiet(&mut polls)?;
-        let mut last = 0;
-        loop {
-            let next = {
-                let state = self.core.state.borrow();
-                state.conditions.range(last + 1..).next().map(|(id, waker)| (*id, waker.clone()))
-            };
-            let Some((id, waker)) = next else { break };
-            let met = self.core.state.borrow().conditions_met;
-            waker.wake();
-            self.poll_until_quiet(&mut polls)?;
-            // What has come true, this one or another, may make an older one true.
-            last = if self.core.state.borrow().conditions_met == met { id } else { 0 };
-        }
-        self.core.flush_cancels();
-        self.check()
-    }
-
-    fn poll_until_quiet(&mut self, polls: &mut u32) -> Result<(), TaskFailure> {
-        while let Code::Running(code) = &mut self.code {
-            if !self.core.wake.take() {
-                break;
-            }
-            *polls += 1;
-            if *polls > MAX_POLLS {
-                let text = format!("the code was polled {MAX_POLLS} times without coming to rest");
-                return Err(task_failure(Cause::Stuck, text));
-            }
-            let mut cx = Context::from_waker(&self.waker);
-            match caught(|| code.as_mut().poll(&mut cx)) {
-                Ok(Poll::Pending) => self.check()?,
-                Ok(Poll::Ready(outcome)) => {
-                    self.check()?;
-                    self.end(outcome)?;
-                }
-                Err(panic) => return Err(panicked(&panic)),
-            }
-            if self.core.is_cancel_due() {
-                self.deliver_cancel()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn deliver_cancel(&mut self) -> Result<(), TaskFailure> {
-        match self.core.deliver_cancel() {
-            Delivery::Held => {}
-            Delivery::Sections(wakers) => wakers.iter().for_each(Waker::wake_by_ref),
-            Delivery::Run => {
-                if let Code::Running(_) = self.code {
-                    // Dropped while it is driven: its calls are cancelled.
-                    self.discard_code()?;
-                    self.code = Code::Ended(Box::new(Close::Cancelled(None)));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, outcome: Result<v1::Payload, RunError>) -> Result<(), TaskFailure> {
-        self.discard_code()?;
-        let is_cancel_requested = self.core.is_cancel_requested();
-        let close = match outcome {
-            Ok(result) => Close::Completed(result),
-            Err(RunError::Failed { failure, cancelled: true }) if is_cancel_requested => {
-                Close::Cancelled(Some(failure))
-            }
-            Err(RunError::Failed { failure, .. }) => Close::Failed(failure),
-            Err(RunError::Payload(error)) => {
-                return Err(task_failure(
-                    Cause::Payload,
-                    format!("the workflow's result: {error}"),
-                ));
-            }
-        };
-        self.code = Code::Ended(Box::new(close));
-        Ok(())
-    }
-
     /// Issues the last command, with the signals that no code has read.
     fn issue_close(&mut self) {
         let Code::Ended(close) = std::mem::replace(&mut self.code, Code::Closed) else { return };
         let unread = self.core.unread_signals();
-        self.core.issue_command(close.into_command(unread));
+        self.core.emit(close.into_command(unread));
     }
 
     /// Brings the open task as far as it goes: recorded values, then local activities that are
@@ -817,23 +373,6 @@ fn foreign_wake() -> TaskFailure {
 fn out_of_place(event_id: u64, event: &Attributes) -> TaskFailure {
     let what = Side::of_event(event);
     unsupported(format!("event {event_id} is out of place: {what}"))
-}
-
-/// The server records what it is given, or the limit that forbids it. A refused call is closed by a
-/// fact; but with a refused value the code has gone on already, which no replay will.
-fn check_taken(recorded: &VecDeque<v1::HistoryEvent>) -> Result<(), TaskFailure> {
-    let markers = recorded.iter().filter_map(|event| match &event.attributes {
-        Some(Attributes::MarkerRecorded(marker)) => Some((event.event_id, marker)),
-        Some(_) | None => None,
-    });
-    for (event_id, marker) in markers {
-        if let Some(limit) = marker.refused.clone().map(Limit::from) {
-            let what = Side::of_event(&Attributes::MarkerRecorded(marker.clone()));
-            let text = format!("event {event_id}, {what}, was refused: {limit}");
-            return Err(task_failure(Cause::Payload, text));
-        }
-    }
-    Ok(())
 }
 
 fn unsupported(message: String) -> TaskFailure {

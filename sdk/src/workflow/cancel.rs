@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::Ctx;
-use crate::{error::Cancelled, machine::core::SectionTurn};
+use crate::{error::Cancelled, machine::section::SectionTurn};
 
 /// The common part of both kinds of section.
 struct Section<'c, F> {

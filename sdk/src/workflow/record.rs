@@ -9,7 +9,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Ctx;
-use crate::{error::Limit, machine::core::RecordTurn, payload};
+use crate::{error::Limit, machine::marker::RecordTurn, payload};
 
 /// A value that is made once. See [`Ctx::record`].
 #[must_use = "futures do nothing unless awaited"]
