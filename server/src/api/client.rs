@@ -3,35 +3,24 @@
 use std::{sync::Arc, time::Duration};
 
 use onward_proto::{
-    PROTOCOL, RunId, Slot, Timestamp,
-    v1::{
-        self, WorkflowInfo, WorkflowOutcome, WorkflowStatus, client_service_server::ClientService,
-    },
+    PROTOCOL, RunId, Slot,
+    v1::{self, WorkflowOutcome, client_service_server::ClientService},
 };
-use prost::Message as _;
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 
-use super::{
-    convert,
-    status::{answer, of_store},
-};
+use super::{ask::ask, convert};
 use crate::{
     BuildInfo,
-    engine::{Answer, Input},
+    engine::{Answer, Input, Stop},
     shard::{
         Node,
         message::{self, Refusal, Reply, Target},
     },
-    store::{ListRuns, RunRow},
 };
 
 /// How long a call waits for a result or for the next event.
 pub(super) const LONG_POLL: Duration = Duration::from_secs(55);
-/// Runs of a page, unless asked otherwise.
-const PAGE: u32 = 100;
-/// Runs of a page at most.
-const MAX_PAGE: u32 = 1_000;
 
 /// The client service of a node.
 pub(crate) struct ClientApi {
@@ -52,10 +41,8 @@ impl ClientApi {
         target: &Target,
         request: impl FnOnce(Target, Reply<T>) -> message::Request,
     ) -> Result<T, Status> {
-        let (reply, receiver) = oneshot::channel();
         let slot = Slot::of(target.namespace_id, &target.workflow_id);
-        self.node.ask(slot, request(target.clone(), reply))?;
-        answer(receiver).await
+        ask(&self.node, slot, |reply| request(target.clone(), reply)).await
     }
 
     async fn change(&self, target: &Target, input: Input) -> Result<Answer, Status> {
@@ -71,16 +58,16 @@ impl ClientApi {
     ) -> Result<Answer, Status> {
         let start = convert::start(&self.node.limits, request, signal)?;
         let slot = Slot::of(start.namespace_id, &start.workflow_id);
-        let (reply, receiver) = oneshot::channel();
-        self.node.ask(
-            slot,
-            message::Request::Start { start: Box::new(start), answer: reply, outcome },
-        )?;
-        answer(receiver).await
+        let start = Box::new(start);
+        ask(&self.node, slot, |answer| message::Request::Start { start, answer, outcome }).await
     }
 
     fn target(&self, namespace: &str, workflow_id: String, run: &[u8]) -> Result<Target, Status> {
         convert::target(&self.node.limits, namespace, workflow_id, run)
+    }
+
+    fn stop(&self, reason: String, request_id: &[u8], identity: String) -> Result<Stop, Status> {
+        convert::stop(&self.node.limits, reason, request_id, identity)
     }
 
     /// Counts the call and lets its answer out.
@@ -190,12 +177,7 @@ impl ClientService for ClientApi {
         let request = request.into_inner();
         let result = async {
             let target = self.target(&request.namespace, request.workflow_id, &request.run_id)?;
-            let stop = convert::stop(
-                &self.node.limits,
-                request.reason,
-                &request.request_id,
-                request.identity,
-            )?;
+            let stop = self.stop(request.reason, &request.request_id, request.identity)?;
             let told = self.change(&target, Input::RequestCancel(stop)).await?;
             Ok(v1::RequestCancelWorkflowResponse { run_id: told.run_id.to_wire() })
         };
@@ -209,12 +191,7 @@ impl ClientService for ClientApi {
         let request = request.into_inner();
         let result = async {
             let target = self.target(&request.namespace, request.workflow_id, &request.run_id)?;
-            let stop = convert::stop(
-                &self.node.limits,
-                request.reason,
-                &request.request_id,
-                request.identity,
-            )?;
+            let stop = self.stop(request.reason, &request.request_id, request.identity)?;
             let told = self.change(&target, Input::Terminate(stop)).await?;
             Ok(v1::TerminateWorkflowResponse { run_id: told.run_id.to_wire() })
         };
@@ -280,84 +257,6 @@ impl ClientService for ClientApi {
         &self,
         request: Request<v1::ListWorkflowsRequest>,
     ) -> RpcResult<v1::ListWorkflowsResponse> {
-        let request = request.into_inner();
-        self.done(self.list(request).await)
-    }
-}
-
-impl ClientApi {
-    async fn list(
-        &self,
-        request: v1::ListWorkflowsRequest,
-    ) -> Result<v1::ListWorkflowsResponse, Status> {
-        let (namespace_id, namespace) = convert::namespace(&request.namespace)?;
-        let status = WorkflowStatus::try_from(request.status).map_err(|_| {
-            Status::invalid_argument(format!("status {} is not known", request.status))
-        })?;
-        let limit = match request.page_size {
-            0 => PAGE,
-            size => size.min(MAX_PAGE),
-        };
-        let list = ListRuns {
-            namespace_id,
-            status: (status != WorkflowStatus::Unspecified).then_some(status),
-            before: read_list_token(&request.page_token)?,
-            limit,
-        };
-        let store = Arc::clone(&self.node.store);
-        let rows = self.beside(async move { store.list_runs(list).await }).await?;
-        let next_page_token = match rows.last() {
-            Some(last) if rows.len() == limit as usize => {
-                [&last.started_at.as_micros().to_be_bytes()[..], last.run_id.uuid().as_bytes()]
-                    .concat()
-                    .into()
-            }
-            _ => bytes::Bytes::new(),
-        };
-        let workflows = rows.into_iter().map(|row| info_of(row, &namespace)).collect();
-        Ok(v1::ListWorkflowsResponse { workflows, next_page_token })
-    }
-
-    /// Awaits a database read in a task of its own, so that a caller who hangs up cannot drop it
-    /// half-way.
-    pub(super) async fn beside<T: Send + 'static>(
-        &self,
-        read: impl Future<Output = crate::store::Result<T>> + Send + 'static,
-    ) -> Result<T, Status> {
-        match self.node.env.spawn(read).await {
-            Ok(result) => result.map_err(|error| of_store(&error)),
-            Err(error) => Err(Status::internal(format!("a read ended badly: {error}"))),
-        }
-    }
-}
-
-fn read_list_token(token: &[u8]) -> Result<Option<(Timestamp, RunId)>, Status> {
-    if token.is_empty() {
-        return Ok(None);
-    }
-    let bad = || Status::invalid_argument("page_token was not made by this server");
-    let (time, run) = token.split_at_checked(8).ok_or_else(bad)?;
-    let time = time.try_into().map(i64::from_be_bytes).map_err(|_| bad())?;
-    let run = RunId::from_wire(run).map_err(|_| bad())?;
-    Ok(Some((Timestamp::from_micros(time), run)))
-}
-
-fn info_of(row: RunRow, namespace: &str) -> WorkflowInfo {
-    let memo = v1::WorkflowExecutionStarted::decode(row.memo.as_ref())
-        .map(|started| started.memo)
-        .unwrap_or_default();
-    WorkflowInfo {
-        namespace: namespace.to_owned(),
-        workflow_id: row.workflow_id,
-        run_id: row.run_id.to_wire(),
-        workflow_type: row.workflow_type,
-        task_queue: row.task_queue,
-        status: row.status.into(),
-        started_at_us: row.started_at.as_micros(),
-        closed_at_us: row.closed_at.map_or(0, Timestamp::as_micros),
-        history_events: row.history.events,
-        history_bytes: row.history.bytes,
-        memo,
-        incident: false,
+        self.done(self.list(request.into_inner()).await)
     }
 }

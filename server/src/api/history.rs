@@ -3,21 +3,21 @@
 //! Both fold durable journal rows; a page resumes where the one before ended, so none folds from
 //! the start.
 
+use bytes::Bytes;
 use onward_proto::{
     RunId,
     v1::{
-        self, DescribeWorkflowResponse, GetWorkflowHistoryResponse, HistoryPosition,
-        TaskHistoryResponse, history_event::Attributes,
+        self, DescribeWorkflowResponse, GetWorkflowHistoryResponse, TaskHistoryResponse,
+        history_event::Attributes,
     },
 };
 use prost::Message as _;
-use std::sync::Arc;
-use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::{
+    ask::{ask, read},
     client::{ClientApi, LONG_POLL},
-    status::answer,
+    page_token::{self, OfHistory},
 };
 use crate::{
     engine::{TaskId, history::HistoryFold},
@@ -25,6 +25,7 @@ use crate::{
         Node,
         message::{Request, Target},
     },
+    store::JournalPage,
 };
 
 /// Bytes of a page, unless asked otherwise.
@@ -46,11 +47,9 @@ impl ClientApi {
             0 => PAGE_BYTES,
             bytes => bytes.min(MAX_PAGE_BYTES),
         };
-        let position = read_token(token)?;
+        let asked = OfHistory { target: target.clone() };
+        let position = asked.read(token)?;
         if let Some((run_id, _)) = &position {
-            if target.run_id.is_some_and(|asked| asked != *run_id) {
-                return Err(Status::invalid_argument("page_token belongs to another run"));
-            }
             target.run_id = Some(*run_id);
         }
         let mut beyond = None;
@@ -76,9 +75,9 @@ impl ClientApi {
                 continue;
             }
             let next_page_token = if at_end && located.closed {
-                bytes::Bytes::new()
+                Bytes::new()
             } else {
-                fold.position(located.run_id).encode_to_vec().into()
+                asked.token(fold.position(located.run_id))
             };
             return Ok(GetWorkflowHistoryResponse {
                 events,
@@ -103,10 +102,7 @@ impl ClientApi {
             if bytes >= page_bytes && !fold.is_drained() {
                 return Ok(false);
             }
-            let store = Arc::clone(&self.node.store);
-            let page = self
-                .beside(async move { store.read_journal(run_id, seq, READ_BYTES).await })
-                .await?;
+            let page = read_journal(&self.node, run_id, seq, READ_BYTES).await?;
             let before = seq;
             for (row_seq, row) in page.rows {
                 if row_seq >= rows {
@@ -130,8 +126,7 @@ impl ClientApi {
         target: &Target,
         description: &mut DescribeWorkflowResponse,
     ) -> Result<(), Status> {
-        let store = Arc::clone(&self.node.store);
-        let page = self.beside(async move { store.read_journal(run_id, 0, 1).await }).await?;
+        let page = read_journal(&self.node, run_id, 0, 1).await?;
         let Some((_, row)) = page.rows.first() else { return Ok(()) };
         let row = v1::JournalRow::decode(row.as_ref())
             .map_err(|error| Status::internal(format!("run {run_id} cannot be read: {error}")))?;
@@ -152,32 +147,27 @@ impl ClientApi {
     }
 }
 
+async fn read_journal(
+    node: &Node,
+    run_id: RunId,
+    from: u32,
+    max_bytes: u32,
+) -> Result<JournalPage, Status> {
+    read(node, |store| async move { store.read_journal(run_id, from, max_bytes).await }).await
+}
+
 fn push(fold: &mut HistoryFold, seq: u32, row: &[u8]) -> Result<(), Status> {
     let row = v1::JournalRow::decode(row)
         .map_err(|error| Status::internal(format!("journal row {seq} cannot be read: {error}")))?;
     fold.push_row(seq, &row).map_err(|error| Status::internal(error.to_string()))
 }
 
-fn read_token(token: &[u8]) -> Result<Option<(RunId, HistoryPosition)>, Status> {
-    if token.is_empty() {
-        return Ok(None);
-    }
-    let bad = || Status::invalid_argument("page_token was not made by this server");
-    let position = HistoryPosition::decode(token).map_err(|_| bad())?;
-    let run_id = RunId::from_wire(&position.run_id).map_err(|_| bad())?;
-    // No run has so many events; a number near the end of its range could not be counted on from.
-    if position.next_event_id == 0 || position.next_event_id > u64::from(u32::MAX) {
-        return Err(bad());
-    }
-    Ok(Some((run_id, position)))
-}
-
 fn empty_page(token: &[u8], run_id: Option<RunId>) -> GetWorkflowHistoryResponse {
     GetWorkflowHistoryResponse {
         events: Vec::new(),
-        next_page_token: bytes::Bytes::copy_from_slice(token),
+        next_page_token: Bytes::copy_from_slice(token),
         at_end: true,
-        run_id: run_id.map_or_else(bytes::Bytes::new, RunId::to_wire),
+        run_id: run_id.map_or_else(Bytes::new, RunId::to_wire),
     }
 }
 
@@ -188,19 +178,13 @@ pub(super) async fn task_history(
     task_id: TaskId,
     position: &[u8],
 ) -> Result<TaskHistoryResponse, Status> {
-    let mut fold = match read_token(position)? {
-        Some((run, position)) if run == run_id => HistoryFold::resume(&position),
-        Some(_) => return Err(Status::invalid_argument("position belongs to another run")),
+    let mut fold = match page_token::read_position(run_id, position)? {
+        Some(position) => HistoryFold::resume(&position),
         None => HistoryFold::new(),
     };
     let mut rows = fold.read_from();
     loop {
-        let store = Arc::clone(&node.store);
-        let read = async move { store.read_journal(run_id, rows, READ_BYTES).await };
-        let page = match node.env.spawn(read).await {
-            Ok(page) => page.map_err(|error| super::status::of_store(&error))?,
-            Err(error) => return Err(Status::internal(format!("a read ended badly: {error}"))),
-        };
+        let page = read_journal(node, run_id, rows, READ_BYTES).await?;
         for (seq, row) in &page.rows {
             push(&mut fold, *seq, row)?;
             rows = seq + 1;
@@ -211,9 +195,8 @@ pub(super) async fn task_history(
             }
             return Ok(task_page(fold, run_id, false));
         }
-        let (reply, tail) = oneshot::channel();
-        node.ask(run_id.slot(), Request::TaskTail { run_id, task_id, rows, answer: reply })?;
-        let tail = answer(tail).await?;
+        let of_task = |answer| Request::TaskTail { run_id, task_id, rows, answer };
+        let tail = ask(node, run_id.slot(), of_task).await?;
         if tail.rows > rows {
             continue;
         }
@@ -229,7 +212,7 @@ pub(super) async fn task_history(
 fn task_page(mut fold: HistoryFold, run_id: RunId, last: bool) -> TaskHistoryResponse {
     let events = fold.take_page(PAGE_BYTES as usize);
     let next_position = if last && fold.is_drained() {
-        bytes::Bytes::new()
+        Bytes::new()
     } else {
         fold.position(run_id).encode_to_vec().into()
     };

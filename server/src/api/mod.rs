@@ -1,9 +1,12 @@
 //! The gRPC edge: messages become inputs here, once, and limits are checked here first.
 
+mod ask;
 mod client;
 mod convert;
 mod history;
 mod http;
+mod list;
+mod page_token;
 mod status;
 mod worker;
 

@@ -4,7 +4,6 @@
 //! RESOURCE_EXHAUSTED. *Unknown, ask again with the same request id*: UNAVAILABLE, ABORTED,
 //! INTERNAL.
 
-use tokio::sync::oneshot;
 use tonic::Status;
 
 use crate::{engine::Rejection, shard::message::Refusal, store};
@@ -29,17 +28,6 @@ fn of_rejection(rejection: &Rejection, text: String) -> Status {
         Rejection::Limit(_) => Status::resource_exhausted(text),
         // A repeated request is answered as the first one was, before it comes to a status.
         Rejection::Repeated(_) | Rejection::Stale | Rejection::Recorded => Status::aborted(text),
-    }
-}
-
-/// Waits for a lane's answer. A lane that ends drops its replies: whether the request was applied
-/// is then unknown, and asking again with the same request id tells.
-pub(super) async fn answer<T>(reply: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Status> {
-    match reply.await {
-        Ok(result) => result.map_err(Status::from),
-        Err(_) => Err(Status::unavailable(
-            "the shard is being loaded again; ask again with the same request id",
-        )),
     }
 }
 

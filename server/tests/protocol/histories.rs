@@ -1,6 +1,6 @@
 //! The history that comes with a task: whole, each event once, however large.
 
-use onward_proto::v1;
+use onward_proto::v1::{self, WorkflowStatus};
 
 use crate::world::{World, call_activity, complete_workflow, kinds, request_id, start};
 
@@ -81,4 +81,56 @@ async fn a_task_with_more_than_a_message_holds_comes_in_pages() {
     assert_eq!(again.next_event_id, events.len() as u64 + 1);
     worker.complete(&again, vec![complete_workflow("bye")]).await;
     worker.acked(&again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_token_serves_only_the_request_it_came_from() {
+    let world = World::sqlite().await;
+    let mut client = world.client().await;
+    for workflow_id in ["mine", "other"] {
+        client.start_workflow(start(workflow_id)).await.unwrap();
+    }
+    let pages = |workflow_id: &str, page_token: &bytes::Bytes| v1::GetWorkflowHistoryRequest {
+        workflow_id: workflow_id.to_owned(),
+        page_token: page_token.clone(),
+        ..v1::GetWorkflowHistoryRequest::default()
+    };
+    let lists = |status: WorkflowStatus, page_token: &bytes::Bytes| v1::ListWorkflowsRequest {
+        status: status.into(),
+        page_size: 1,
+        page_token: page_token.clone(),
+        ..v1::ListWorkflowsRequest::default()
+    };
+    let none = bytes::Bytes::new();
+    let page = client.get_workflow_history(pages("mine", &none)).await.unwrap().into_inner();
+    let of_mine = page.next_page_token;
+    let page = client.list_workflows(lists(WorkflowStatus::Running, &none)).await.unwrap();
+    let of_running = page.into_inner().next_page_token;
+    assert!(!of_mine.is_empty() && !of_running.is_empty(), "both go on");
+
+    // Where they belong they are taken.
+    let page = client.get_workflow_history(pages("mine", &of_mine)).await.unwrap().into_inner();
+    assert_eq!((page.events.len(), page.at_end), (0, true));
+    let page = client.list_workflows(lists(WorkflowStatus::Running, &of_running)).await.unwrap();
+    assert_eq!(page.into_inner().workflows[0].workflow_id, "mine");
+
+    let mut refusals = Vec::new();
+    for refused in [
+        client.get_workflow_history(pages("other", &of_mine)).await,
+        client.get_workflow_history(pages("other", &of_running)).await,
+        client.get_workflow_history(pages("other", &"garbage".into())).await,
+    ] {
+        refusals.push(refused.unwrap_err());
+    }
+    for refused in [
+        client.list_workflows(lists(WorkflowStatus::Completed, &of_running)).await,
+        client.list_workflows(lists(WorkflowStatus::Running, &of_mine)).await,
+        client.list_workflows(lists(WorkflowStatus::Running, &"garbage".into())).await,
+    ] {
+        refusals.push(refused.unwrap_err());
+    }
+    for refusal in refusals {
+        assert_eq!(refusal.code(), tonic::Code::InvalidArgument, "{refusal}");
+        assert!(refusal.message().starts_with("page_token "), "{refusal}");
+    }
 }
