@@ -1,10 +1,13 @@
 //! `onward dev` and `onward server`: start, say what is served, drain when asked to stop.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    sync::Arc,
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
+    sync::Notify,
 };
 use tracing::info;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
@@ -78,18 +81,17 @@ fn announce(server: &Bound, store: &str) -> Result<()> {
 fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let (asked, stop) = oneshot::channel();
+    let stop = Arc::new(Notify::new());
+    let asked = Arc::clone(&stop);
+    // In a task of its own: the second signal counts while the server is still starting, too.
     tokio::spawn(async move {
         either(&mut interrupt, &mut terminate).await;
         info!("draining for at most 10 s; a second Ctrl-C ends it at once");
-        let _ = asked.send(());
+        asked.notify_one();
         either(&mut interrupt, &mut terminate).await;
         std::process::exit(INTERRUPTED);
     });
-    Ok(async move {
-        // The sender lives in a task that never ends before it has sent.
-        let _ = stop.await;
-    })
+    Ok(async move { stop.notified().await })
 }
 
 /// Both branches only wait, so dropping the other one loses nothing.

@@ -10,6 +10,8 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+use crate::within;
+
 /// One effect of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Effect {
@@ -87,6 +89,19 @@ impl Ledger {
             .execute(&self.pool)
             .await?;
         Ok(())
+    }
+
+    /// Waits for the first effect: somebody is at work.
+    pub async fn first_effect(&self) -> Effect {
+        let seen = async {
+            loop {
+                if let Some(effect) = self.effects().await.unwrap().pop() {
+                    return effect;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within(30, "the activity begins", seen).await
     }
 
     /// All effects, in the order of their keys.

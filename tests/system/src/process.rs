@@ -104,6 +104,11 @@ impl Process {
         within(30, "the process ends after SIGTERM", self.child.wait()).await.unwrap()
     }
 
+    /// Sends what Ctrl-C sends.
+    pub fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
     /// Waits until it ends by itself.
     pub async fn ended(&mut self) -> std::process::ExitStatus {
         self.child.wait().await.unwrap()

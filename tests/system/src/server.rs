@@ -90,6 +90,12 @@ impl Server {
         self.process.as_ref().expect("the server runs")
     }
 
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        let mut process = self.process.take().expect("the server runs");
+        process.ended().await
+    }
+
     /// Where it serves.
     pub fn address(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)

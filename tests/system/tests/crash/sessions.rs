@@ -4,25 +4,11 @@ use std::time::Duration;
 
 use onward::WorkflowHandle;
 use onward_system_tests::{
-    Effect, Ledger, QUEUE, Server, StoreUrl, WorkerProcess, check, proxy::Proxy, within,
-    workflows::naps,
+    Ledger, QUEUE, Server, StoreUrl, WorkerProcess, check, proxy::Proxy, within, workflows::naps,
 };
 use onward_test_postgres::Cluster;
 
 use crate::Scene;
-
-/// Waits until somebody naps.
-async fn first_effect(ledger: &Ledger) -> Effect {
-    let seen = async {
-        loop {
-            if let Some(effect) = ledger.effects().await.unwrap().pop() {
-                return effect;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    within(30, "the activity begins", seen).await
-}
 
 async fn assert_formed(handle: &WorkflowHandle<naps>) {
     let mut faults = Vec::new();
@@ -38,7 +24,7 @@ async fn lost_stream(scene: &Scene, store: StoreUrl) {
     let client = server.client();
     let handle = naps(&client, 10_000, 60_000).queue(QUEUE).start().await.unwrap();
     let ledger = Ledger::open(&scene.dir().join("ledger.db")).await.unwrap();
-    let effect = first_effect(&ledger).await;
+    let effect = ledger.first_effect().await;
     way.cut();
     tokio::time::sleep(Duration::from_secs(5)).await;
     way.lead_to(server.port());
@@ -58,7 +44,7 @@ async fn frozen(scene: &Scene, store: StoreUrl) {
     let client = server.client();
     let handle = naps(&client, 1_000, 3_000).queue(QUEUE).start().await.unwrap();
     let ledger = Ledger::open(&scene.dir().join("ledger.db")).await.unwrap();
-    let effect = first_effect(&ledger).await;
+    let effect = ledger.first_effect().await;
     workers[0].process().freeze();
     let mut other = WorkerProcess::start(&server.address(), scene.dir(), "awake");
     let slept = within(90, "another worker takes over", handle.result()).await.unwrap();
