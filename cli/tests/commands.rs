@@ -38,6 +38,7 @@ struct Script {
     terminates: Mutex<Vec<TerminateWorkflowRequest>>,
     lists: Mutex<Vec<ListWorkflowsRequest>>,
     follows: Mutex<u32>,
+    describes: Mutex<u32>,
     protocol: Option<u32>,
 }
 
@@ -211,6 +212,10 @@ impl ClientService for Script {
         request: Request<DescribeWorkflowRequest>,
     ) -> Answer<DescribeWorkflowResponse> {
         let workflow_id = request.into_inner().workflow_id;
+        *self.describes.lock().unwrap() += 1;
+        if workflow_id == "broken" {
+            return Err(Status::data_loss("run 1 is parked: the journal cannot be read"));
+        }
         if workflow_id != "order-42" {
             return Err(Status::not_found(format!("workflow {workflow_id} does not exist")));
         }
@@ -565,6 +570,15 @@ fn an_unknown_workflow_is_named() {
         assert_eq!(output.status.code(), Some(1));
         assert_eq!((stderr(&output), stdout(&output)), ("workflow order-7 does not exist\n", ""));
     }
+}
+
+#[test]
+fn a_run_that_cannot_be_read_is_told_at_once() {
+    let fake = Fake::start(Script::default());
+    let output = fake.run(&["show", "broken"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stderr(&output), "run 1 is parked: the journal cannot be read\n");
+    assert_eq!(*fake.script.describes.lock().unwrap(), 1, "nobody asks again");
 }
 
 #[test]

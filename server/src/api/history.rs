@@ -129,7 +129,7 @@ impl ClientApi {
         let page = read_journal(&self.node, run_id, 0, 1).await?;
         let Some((_, row)) = page.rows.first() else { return Ok(()) };
         let row = v1::JournalRow::decode(row.as_ref())
-            .map_err(|error| Status::internal(format!("run {run_id} cannot be read: {error}")))?;
+            .map_err(|error| Status::data_loss(format!("run {run_id} cannot be read: {error}")))?;
         let started = row.records.into_iter().find_map(|record| match record.attributes {
             Some(Attributes::WorkflowExecutionStarted(started)) => Some(started),
             _ => None,
@@ -158,8 +158,8 @@ async fn read_journal(
 
 fn push(fold: &mut HistoryFold, seq: u32, row: &[u8]) -> Result<(), Status> {
     let row = v1::JournalRow::decode(row)
-        .map_err(|error| Status::internal(format!("journal row {seq} cannot be read: {error}")))?;
-    fold.push_row(seq, &row).map_err(|error| Status::internal(error.to_string()))
+        .map_err(|error| Status::data_loss(format!("journal row {seq} cannot be read: {error}")))?;
+    fold.push_row(seq, &row).map_err(|error| Status::data_loss(error.to_string()))
 }
 
 fn empty_page(token: &[u8], run_id: Option<RunId>) -> GetWorkflowHistoryResponse {
@@ -201,7 +201,7 @@ pub(super) async fn task_history(
             continue;
         }
         for (seq, row) in &tail.staged {
-            fold.push_row(*seq, row).map_err(|error| Status::internal(error.to_string()))?;
+            fold.push_row(*seq, row).map_err(|error| Status::data_loss(error.to_string()))?;
         }
         fold.push_facts(tail.facts);
         return Ok(task_page(fold, run_id, true));

@@ -2,7 +2,8 @@
 //!
 //! *Certainly not applied*: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION,
 //! RESOURCE_EXHAUSTED. *Unknown, ask again with the same request id*: UNAVAILABLE, ABORTED,
-//! INTERNAL.
+//! INTERNAL. *Unknown, and asking again is of no use until somebody has looked*: DATA_LOSS, for a
+//! run that cannot be read.
 
 use tonic::Status;
 
@@ -16,7 +17,7 @@ impl From<Refusal> for Status {
             Refusal::NotFound { .. } => Self::not_found(text),
             Refusal::Busy { .. } => Self::resource_exhausted(text),
             Refusal::Unavailable(_) => Self::unavailable(text),
-            Refusal::Parked { .. } => Self::internal(text),
+            Refusal::Parked { .. } => Self::data_loss(text),
         }
     }
 }
@@ -37,6 +38,7 @@ pub(super) fn of_store(error: &store::Error) -> Status {
         store::Error::Unavailable(_) | store::Error::Unknown(_) => {
             Status::unavailable(error.to_string())
         }
-        store::Error::Refused(_) | store::Error::Corrupt(_) => Status::internal(error.to_string()),
+        store::Error::Refused(_) => Status::internal(error.to_string()),
+        store::Error::Corrupt(_) => Status::data_loss(error.to_string()),
     }
 }

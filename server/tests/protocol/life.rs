@@ -360,3 +360,45 @@ async fn a_signal_with_start_that_was_held_starts_a_run_when_the_open_one_closes
     started.sort_unstable();
     assert_eq!(started, [false, true], "one starts the next run, the other one signals it");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_cannot_be_read_is_named_with_the_reason() {
+    let mut world = World::sqlite().await;
+    let mut client = world.client().await;
+    let broken = client.start_workflow(start("broken")).await.unwrap().into_inner();
+    let whole = client.start_workflow(start("whole")).await.unwrap().into_inner();
+    drop(client);
+    world.stop().await;
+    world
+        .tamper(
+            "UPDATE journal SET records = x'ff'
+             WHERE run_id = (SELECT run_id FROM run WHERE workflow_id = 'broken')",
+        )
+        .await;
+    world.start().await;
+    let mut client = world.client().await;
+
+    let describe = |workflow_id: &str| v1::DescribeWorkflowRequest {
+        workflow_id: workflow_id.to_owned(),
+        ..v1::DescribeWorkflowRequest::default()
+    };
+    let signal = v1::SignalWorkflowRequest {
+        workflow_id: "broken".to_owned(),
+        signal_name: "go".to_owned(),
+        request_id: request_id(),
+        ..v1::SignalWorkflowRequest::default()
+    };
+    let run_id = uuid::Uuid::from_slice(&broken.run_id).unwrap();
+    for refusal in [
+        client.describe_workflow(describe("broken")).await.unwrap_err(),
+        client.signal_workflow(signal).await.unwrap_err(),
+    ] {
+        // A code that no client asks again for: it would get the same answer until it gives up.
+        assert_eq!(refusal.code(), tonic::Code::DataLoss, "{refusal}");
+        let says = format!("run {run_id} is parked: ");
+        assert!(refusal.message().starts_with(&says), "{refusal}");
+        assert!(refusal.message().contains("decode"), "{refusal}");
+    }
+    let neighbour = client.describe_workflow(describe("whole")).await.unwrap().into_inner();
+    assert_eq!(neighbour.info.unwrap().run_id, whole.run_id);
+}

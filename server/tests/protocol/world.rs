@@ -11,6 +11,7 @@ use onward_proto::{
     },
 };
 use onward_server::{Config, Server, StoreConfig};
+use sqlx::Connection as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
@@ -43,7 +44,8 @@ impl World {
         world
     }
 
-    async fn start(&mut self) {
+    /// Starts the server on what the store has.
+    pub(crate) async fn start(&mut self) {
         let mut config = Config::new(StoreConfig::new(&self.store));
         config.listen = ([127, 0, 0, 1], 0).into();
         config.http_listen = None;
@@ -59,9 +61,21 @@ impl World {
 
     /// Ends the server in order and starts it again on the same store.
     pub(crate) async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await;
+    }
+
+    /// Ends the server in order.
+    pub(crate) async fn stop(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();
         self.served.take().unwrap().await.unwrap();
-        self.start().await;
+    }
+
+    /// Does something to the store behind a stopped server's back.
+    pub(crate) async fn tamper(&self, statement: &'static str) {
+        let mut connection = sqlx::SqliteConnection::connect(&self.store).await.unwrap();
+        sqlx::query(statement).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
     }
 
     pub(crate) async fn channel(&self) -> Channel {
