@@ -395,14 +395,14 @@ pub(crate) fn http_listen(text: &str) -> Result<HttpListen, String> {
 
 /// The address of a server, for example `http://127.0.0.1:7450`; the scheme may be left out.
 fn address(text: &str) -> Result<String, String> {
-    let text = text.trim_end_matches('/');
-    if text.is_empty() {
-        return Err("write it as http://127.0.0.1:7450".to_owned());
-    }
-    match text.split_once("://") {
-        None => Ok(format!("http://{text}")),
-        Some(("http", _)) => Ok(text.to_owned()),
-        Some(_) => Err("it must begin with http://".to_owned()),
+    let rest = match text.split_once("://") {
+        None => text,
+        Some(("http", rest)) => rest,
+        Some(_) => return Err("it must begin with http://".to_owned()),
+    };
+    match rest.trim_end_matches('/') {
+        "" => Err("write it as http://127.0.0.1:7450".to_owned()),
+        rest => Ok(format!("http://{rest}")),
     }
 }
 
@@ -444,6 +444,9 @@ mod tests {
         assert_eq!(address("10.0.0.5:7450/").unwrap(), "http://10.0.0.5:7450");
         assert_eq!(address("http://[::1]:7450").unwrap(), "http://[::1]:7450");
         assert_eq!(address("https://h:1").unwrap_err(), "it must begin with http://");
+        for nobody in ["", "/", "http://", "http:///"] {
+            assert_eq!(address(nobody).unwrap_err(), "write it as http://127.0.0.1:7450");
+        }
     }
 
     #[test]

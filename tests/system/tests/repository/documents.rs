@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use crate::root;
+use crate::{root, rust_files};
 
-const DOCUMENTS: &[&str] = &["README.md", "docs/architecture.md"];
+const DOCUMENTS: &[&str] = &["README.md", "docs/architecture.md", "docs/operations.md"];
 
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -127,4 +127,33 @@ fn the_limits_in_the_readme_are_the_defaults() {
         let row = format!("| {what} | {value} |");
         assert!(text.contains(&row), "the README has no row {row}");
     }
+}
+
+/// The string literals that follow `marker` in a piece of code, up to the end of each call.
+fn literals_behind(code: &str, marker: &str) -> Vec<String> {
+    let calls = code.split(marker).skip(1).filter_map(|rest| rest.split(");").next());
+    calls.flat_map(|call| call.split('"').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+/// Whoever reads a log or a dashboard finds each of the server's words explained.
+#[test]
+fn warnings_metrics_and_settings_are_explained() {
+    let text = read("docs/operations.md");
+    let mut words = Vec::new();
+    for path in rust_files(&root().join("server/src")) {
+        let code = fs::read_to_string(path).unwrap();
+        for marker in ["tracing::warn!(", "tracing::error!("] {
+            words.extend(literals_behind(&code, marker));
+        }
+    }
+    assert!(words.len() > 20, "no warnings were found: {words:?}");
+    let metrics = literals_behind(&read("server/src/metrics.rs"), "registry.register(");
+    words.extend(metrics.into_iter().step_by(2).map(|name| format!("onward_{name}")));
+    let args = read("cli/src/args.rs");
+    words.extend(args.split("env = \"").skip(1).map(|rest| {
+        let name = rest.split('"').next().unwrap();
+        format!("`{name}`")
+    }));
+    words.retain(|word| !text.contains(word.as_str()));
+    assert_eq!(words, [""; 0], "docs/operations.md says nothing of them");
 }
