@@ -5,7 +5,8 @@ use std::{
     fmt,
 };
 
-use onward_proto::v1::{History, history_event::Attributes};
+use onward_proto::v1::{History, WorkflowInfo, WorkflowStatus, history_event::Attributes};
+use uuid::Uuid;
 
 use crate::{
     Effect, Ended,
@@ -25,6 +26,8 @@ pub struct Report {
     pub repeated: usize,
     /// `WorkflowTaskFailed` events.
     pub failed_tasks: usize,
+    /// Histories that were read while their runs were open.
+    pub looks: usize,
     /// Broken promises, one sentence each.
     pub violations: Vec<String>,
 }
@@ -33,12 +36,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} runs, {} events, {} effects of which {} repeated, {} failed workflow tasks, {} violations",
+            "{} runs, {} events, {} effects of which {} repeated, {} failed workflow tasks, {} looks, {} violations",
             self.runs,
             self.events,
             self.effects,
             self.repeated,
             self.failed_tasks,
+            self.looks,
             self.violations.len()
         )
     }
@@ -98,6 +102,55 @@ pub fn five_steps(ended: &[Ended], histories: &[History], effects: &[Effect]) ->
         report.violations.push(format!("the effect {key} belongs to no completed activity"));
     }
     report
+}
+
+/// What a reader has seen of a run while it was open is how its history begins.
+pub fn append_only(
+    ended: &[Ended],
+    histories: &[History],
+    seen: &[(Uuid, History)],
+    report: &mut Report,
+) {
+    let now: BTreeMap<_, _> = ended.iter().map(|run| run.run_id).zip(histories).collect();
+    for (run_id, before) in seen {
+        report.looks += 1;
+        if !now.get(run_id).is_some_and(|now| now.events.starts_with(&before.events)) {
+            report.violations.push(format!(
+                "{run_id}: its history does not begin with the {} events that were read before",
+                before.events.len()
+            ));
+        }
+    }
+}
+
+/// The server lists the runs whose starts were acked, as completed, and no other.
+pub fn listed(
+    ended: &[Ended],
+    histories: &[History],
+    listed: &[WorkflowInfo],
+    report: &mut Report,
+) {
+    let mut expected: BTreeMap<_, _> = ended
+        .iter()
+        .map(|run| (run.run_id, run.workflow_id.as_str()))
+        .zip(histories.iter().map(|history| history.events.len() as u64))
+        .map(|((run_id, workflow_id), events)| (run_id, (workflow_id, events)))
+        .collect();
+    for info in listed {
+        let run_id = Uuid::from_slice(&info.run_id).unwrap_or_default();
+        match expected.remove(&run_id) {
+            Some((workflow_id, events))
+                if workflow_id == info.workflow_id
+                    && events == info.history_events
+                    && info.status() == WorkflowStatus::Completed => {}
+            expected => {
+                report.violations.push(format!("listed is {info:?}, expected {expected:?}"));
+            }
+        }
+    }
+    for (run_id, (workflow_id, _)) in expected {
+        report.violations.push(format!("{workflow_id} ({run_id}) is not listed"));
+    }
 }
 
 /// Ids, times and ends: what holds for every history of a closed run.
@@ -208,7 +261,6 @@ mod tests {
         ActivityCompleted, ActivityScheduled, HistoryEvent, WorkflowExecutionCompleted,
         WorkflowExecutionStarted,
     };
-    use uuid::Uuid;
 
     use super::*;
 
@@ -281,6 +333,48 @@ mod tests {
             let found = report.violations.iter().any(|violation| violation.contains(expected));
             assert!(found, "{expected}: {:?}", report.violations);
         }
+    }
+
+    #[test]
+    fn what_was_read_before_must_stand() {
+        let (ended, histories, _) = good();
+        let looked = |change: fn(&mut History)| {
+            let mut before = histories[0].clone();
+            before.events.truncate(4);
+            change(&mut before);
+            let mut report = Report::default();
+            append_only(&ended, &histories, &[(ended[0].run_id, before)], &mut report);
+            report.violations.len()
+        };
+        assert_eq!(looked(|_| {}), 0);
+        assert_eq!(looked(|before| before.events[2].time_us = 9), 1);
+        assert_eq!(looked(|before| before.events.extend_from_within(..)), 1);
+    }
+
+    #[test]
+    fn the_list_holds_what_was_acked_and_nothing_else() {
+        let (ended, histories, _) = good();
+        let info = |change: fn(&mut WorkflowInfo)| {
+            let mut info = WorkflowInfo {
+                workflow_id: "w".into(),
+                run_id: ended[0].run_id.as_bytes().to_vec().into(),
+                status: WorkflowStatus::Completed.into(),
+                history_events: histories[0].events.len() as u64,
+                ..WorkflowInfo::default()
+            };
+            change(&mut info);
+            info
+        };
+        let violations = |infos: &[WorkflowInfo]| {
+            let mut report = Report::default();
+            listed(&ended, &histories, infos, &mut report);
+            report.violations.len()
+        };
+        assert_eq!(violations(&[info(|_| {})]), 0);
+        assert_eq!(violations(&[]), 1, "a run that is not listed");
+        assert_eq!(violations(&[info(|_| {}), info(|_| {})]), 1, "a run too many");
+        assert_eq!(violations(&[info(|info| info.history_events += 1)]), 1);
+        assert_eq!(violations(&[info(|info| info.set_status(WorkflowStatus::Running))]), 1);
     }
 
     #[test]

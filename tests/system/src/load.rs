@@ -11,6 +11,7 @@ use std::{
 };
 
 use onward::{Client, RpcError, WorkflowHandle};
+use onward_proto::v1::{History, ListWorkflowsRequest, WorkflowInfo};
 use tokio::{sync::watch, task::JoinSet};
 use uuid::Uuid;
 
@@ -23,6 +24,8 @@ use crate::{
 
 /// A kill that finds fewer open runs does not count.
 const OPEN_AT_LEAST: u64 = 50;
+/// How many histories of open runs are read between two faults.
+const LOOKS: usize = 3;
 
 /// A run whose result is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct Ended {
 pub struct Load {
     shared: Arc<Shared>,
     starters: JoinSet<()>,
+    /// What readers saw of runs that were open then.
+    seen: Vec<(Uuid, History)>,
     began: Instant,
 }
 
@@ -118,7 +123,7 @@ impl Load {
                 }
             });
         }
-        Self { shared, starters, began: Instant::now() }
+        Self { shared, starters, seen: Vec::new(), began: Instant::now() }
     }
 
     /// Runs whose start was acked and whose end is not known.
@@ -128,6 +133,8 @@ impl Load {
 
     /// Waits until so many more runs have completed, and enough are open for a fault to count.
     pub async fn more_completions(&mut self, more: u64) {
+        // Before the wait and not behind it, where it would let runs end that the fault needs.
+        self.look().await;
         let target = *self.shared.completed.borrow() + more;
         let mut completed = self.shared.completed.subscribe();
         let waited = tokio::time::timeout(std::time::Duration::from_secs(90), async {
@@ -150,6 +157,16 @@ impl Load {
         }
     }
 
+    /// Reads histories of open runs: what a reader has seen must stand there for ever.
+    async fn look(&mut self) {
+        let oldest: Vec<_> = self.shared.open.lock().unwrap().iter().take(LOOKS).cloned().collect();
+        for handle in oldest {
+            let run_id = handle.run_id().expect("a handle of a start names its run");
+            let history = within(60, "a history is read", handle.history()).await.unwrap();
+            self.seen.push((run_id, history));
+        }
+    }
+
     /// Starts no more, waits for the runs that are open, and gives all.
     pub async fn finish(mut self) -> Vec<Ended> {
         self.shared.stop.store(true, Ordering::Release);
@@ -168,13 +185,17 @@ impl Load {
     }
 
     /// Ends the load after the last fault, and checks all that it has done.
-    pub async fn finish_and_check(self, faults: &Faults, dir: &Path) -> Report {
+    pub async fn finish_and_check(mut self, faults: &Faults, dir: &Path) -> Report {
         assert_eq!(faults.counted, faults.asked, "{} that count", faults.what);
         let (client, began) = (self.shared.client.clone(), self.began);
+        let seen = std::mem::take(&mut self.seen);
         let ended = self.finish().await;
         let effects = Ledger::open(&dir.join("ledger.db")).await.unwrap().effects().await.unwrap();
         let histories = within(120, "all histories are read", read(&client, &ended)).await;
-        let report = check::five_steps(&ended, &histories, &effects);
+        let mut report = check::five_steps(&ended, &histories, &effects);
+        check::append_only(&ended, &histories, &seen, &mut report);
+        let listed = within(60, "all runs are listed", list(&client)).await;
+        check::listed(&ended, &histories, &listed, &mut report);
         println!(
             "{} of {} {} counted, open at each {:?}; {report}, {:.1} s",
             faults.counted,
@@ -204,8 +225,22 @@ impl Load {
     }
 }
 
+/// All runs that the server knows.
+async fn list(client: &Client) -> Vec<WorkflowInfo> {
+    let mut request = ListWorkflowsRequest::default();
+    let mut runs = Vec::new();
+    loop {
+        let page = client.raw().list_workflows(request.clone()).await.unwrap().into_inner();
+        runs.extend(page.workflows);
+        if page.next_page_token.is_empty() {
+            return runs;
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
 /// Reads the histories of the runs, in their order.
-async fn read(client: &Client, ended: &[Ended]) -> Vec<onward_proto::v1::History> {
+async fn read(client: &Client, ended: &[Ended]) -> Vec<History> {
     let mut histories = Vec::new();
     for run in ended {
         let handle = client.handle::<five_steps>(&run.workflow_id).run(run.run_id);

@@ -18,6 +18,25 @@ pub struct Batch {
 const BATCHES: &str = "SELECT CAST(shard_id AS bigint), commit_seq, epoch FROM batch
     ORDER BY shard_id, commit_seq";
 
+/// What must not be in a store whose runs have all closed, however often its server was killed.
+const UNSOUND: [(&str, &str); 4] = [
+    ("open runs", "SELECT count(*) FROM run WHERE closed_at IS NULL"),
+    ("closed runs with a deadline", "SELECT count(*) FROM run WHERE wake_at IS NOT NULL"),
+    (
+        "runs with a gap in their journal",
+        "SELECT count(*) FROM (
+             SELECT run_id FROM journal GROUP BY run_id
+             HAVING min(seq) <> 0 OR max(seq) <> count(*) - 1
+         ) AS gap",
+    ),
+    (
+        "journals without a run, or runs without a journal",
+        "SELECT count(*) FROM (SELECT DISTINCT run_id FROM journal) AS written
+         FULL JOIN run ON run.run_id = written.run_id
+         WHERE run.run_id IS NULL OR written.run_id IS NULL",
+    ),
+];
+
 /// The batches of a data directory that no server has open, after a look at the file as a whole.
 pub async fn sqlite_batches(data_dir: &Path) -> Vec<Batch> {
     let options = SqliteConnectOptions::new().filename(data_dir.join("onward.db"));
@@ -25,15 +44,23 @@ pub async fn sqlite_batches(data_dir: &Path) -> Vec<Batch> {
     let whole: String =
         sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut connection).await.unwrap();
     assert_eq!(whole, "ok");
+    for (what, count) in UNSOUND {
+        let found: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(found, 0, "{what}");
+    }
     let rows = sqlx::query(BATCHES).fetch_all(&mut connection).await.unwrap();
     rows.iter()
         .map(|row| Batch { shard_id: row.get(0), commit_seq: row.get(1), epoch: row.get(2) })
         .collect()
 }
 
-/// The batches of a Postgres database.
+/// The batches of a Postgres database, after the same look.
 pub async fn postgres_batches(url: &str) -> Vec<Batch> {
     let mut connection = PgConnection::connect(url).await.unwrap();
+    for (what, count) in UNSOUND {
+        let found: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(found, 0, "{what}");
+    }
     let rows = sqlx::query(BATCHES).fetch_all(&mut connection).await.unwrap();
     rows.iter()
         .map(|row| Batch { shard_id: row.get(0), commit_seq: row.get(1), epoch: row.get(2) })
