@@ -2,7 +2,7 @@
 
 use onward_proto::v1::{self, WorkflowStatus};
 
-use crate::world::{World, call_activity, complete_workflow, kinds, request_id, start};
+use crate::world::{World, call_activity, complete_workflow, kinds, signal, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_whole_history_holds_each_event_once() {
@@ -39,11 +39,8 @@ async fn a_task_with_more_than_a_message_holds_comes_in_pages() {
         let data = bytes::Bytes::from(vec![b'x'; 1 << 20]);
         client
             .signal_workflow(v1::SignalWorkflowRequest {
-                workflow_id: "large".to_owned(),
-                signal_name: "go".to_owned(),
                 arguments: vec![v1::Payload { data, ..v1::Payload::default() }],
-                request_id: request_id(),
-                ..v1::SignalWorkflowRequest::default()
+                ..signal("large")
             })
             .await
             .unwrap();

@@ -5,8 +5,8 @@ use std::time::Duration;
 use onward_proto::v1::{self, WorkflowStatus, history_event::Attributes, worker_item};
 
 use crate::world::{
-    World, call_activity, complete_workflow, history, kinds, payload, request_id, start,
-    start_timer,
+    World, call_activity, complete_workflow, describe, history, kinds, payload, request_id, signal,
+    start, start_timer,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,15 +96,7 @@ async fn a_signal_is_taken_before_the_run_may_close() {
     let mut worker = world.worker().await;
     client.start_workflow(start("s")).await.unwrap();
     let first = worker.task().await;
-    client
-        .signal_workflow(v1::SignalWorkflowRequest {
-            workflow_id: "s".to_owned(),
-            signal_name: "go".to_owned(),
-            request_id: request_id(),
-            ..v1::SignalWorkflowRequest::default()
-        })
-        .await
-        .unwrap();
+    client.signal_workflow(signal("s")).await.unwrap();
     // The code has not seen the signal: the close is void and the task comes again.
     worker.complete(&first, vec![complete_workflow("too early")]).await;
     let again = worker.task().await;
@@ -135,14 +127,7 @@ async fn a_run_without_a_worker_says_what_it_waits_for() {
     let world = World::sqlite().await;
     let mut client = world.client().await;
     client.start_workflow(start("lonely")).await.unwrap();
-    let description = client
-        .describe_workflow(v1::DescribeWorkflowRequest {
-            workflow_id: "lonely".to_owned(),
-            ..v1::DescribeWorkflowRequest::default()
-        })
-        .await
-        .unwrap()
-        .into_inner();
+    let description = client.describe_workflow(describe("lonely")).await.unwrap().into_inner();
     assert!(
         description.waits_for.iter().any(|line| line.contains("no worker polls queue q")),
         "{:?}",
@@ -194,11 +179,7 @@ async fn a_run_id_of_another_workflow_is_not_found() {
     let mut client = world.client().await;
     let run = client.start_workflow(start("mine")).await.unwrap().into_inner().run_id;
     for other in ["yours", "theirs", "a", "b", "c"] {
-        let request = v1::DescribeWorkflowRequest {
-            workflow_id: other.to_owned(),
-            run_id: run.clone(),
-            ..v1::DescribeWorkflowRequest::default()
-        };
+        let request = v1::DescribeWorkflowRequest { run_id: run.clone(), ..describe(other) };
         let refused = client.describe_workflow(request).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::NotFound);
     }
@@ -254,16 +235,12 @@ async fn an_old_run_that_was_asked_for_does_not_stand_for_its_workflow_id() {
     drop((client, worker));
     world.restart().await;
     let mut client = world.client().await;
-    let describe = |run_id: bytes::Bytes| v1::DescribeWorkflowRequest {
-        workflow_id: "again".to_owned(),
-        run_id,
-        ..v1::DescribeWorkflowRequest::default()
-    };
+    let described = |run_id| v1::DescribeWorkflowRequest { run_id, ..describe("again") };
     let run_of = |described: v1::DescribeWorkflowResponse| described.info.unwrap().run_id;
-    let described = client.describe_workflow(describe(old.clone())).await.unwrap().into_inner();
-    assert_eq!(run_of(described), old);
-    let described = client.describe_workflow(describe(bytes::Bytes::new())).await.unwrap();
-    assert_eq!(run_of(described.into_inner()), new);
+    let answer = client.describe_workflow(described(old.clone())).await.unwrap();
+    assert_eq!(run_of(answer.into_inner()), old);
+    let answer = client.describe_workflow(described(bytes::Bytes::new())).await.unwrap();
+    assert_eq!(run_of(answer.into_inner()), new);
     let refused = client.start_workflow(start("again")).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::AlreadyExists);
 }
@@ -280,11 +257,8 @@ async fn a_start_that_is_refused_leaves_the_open_run_alone() {
     request.memo.insert("large".to_owned(), large);
     let refused = client.start_workflow(request).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
-    let request = v1::DescribeWorkflowRequest {
-        workflow_id: "kept".to_owned(),
-        ..v1::DescribeWorkflowRequest::default()
-    };
-    let info = client.describe_workflow(request).await.unwrap().into_inner().info.unwrap();
+    let described = client.describe_workflow(describe("kept")).await.unwrap().into_inner();
+    let info = described.info.unwrap();
     assert_eq!((info.run_id, info.status), (open, i32::from(WorkflowStatus::Running)));
 }
 
@@ -297,15 +271,7 @@ async fn a_task_that_a_worker_is_told_to_forget_gives_its_credit_back() {
     let task = worker.task().await;
     worker.complete(&task, vec![start_timer(1, Duration::from_hours(1))]).await;
     worker.acked(&task).await;
-    client
-        .signal_workflow(v1::SignalWorkflowRequest {
-            workflow_id: "ended".to_owned(),
-            signal_name: "go".to_owned(),
-            request_id: request_id(),
-            ..v1::SignalWorkflowRequest::default()
-        })
-        .await
-        .unwrap();
+    client.signal_workflow(signal("ended")).await.unwrap();
     // The run is in the worker's cache, and a task of it is with the worker: its only one.
     let open = worker.task().await;
     client.start_workflow(start("next")).await.unwrap();
@@ -378,20 +344,10 @@ async fn a_run_that_cannot_be_read_is_named_with_the_reason() {
     world.start().await;
     let mut client = world.client().await;
 
-    let describe = |workflow_id: &str| v1::DescribeWorkflowRequest {
-        workflow_id: workflow_id.to_owned(),
-        ..v1::DescribeWorkflowRequest::default()
-    };
-    let signal = v1::SignalWorkflowRequest {
-        workflow_id: "broken".to_owned(),
-        signal_name: "go".to_owned(),
-        request_id: request_id(),
-        ..v1::SignalWorkflowRequest::default()
-    };
     let run_id = uuid::Uuid::from_slice(&broken.run_id).unwrap();
     for refusal in [
         client.describe_workflow(describe("broken")).await.unwrap_err(),
-        client.signal_workflow(signal).await.unwrap_err(),
+        client.signal_workflow(signal("broken")).await.unwrap_err(),
     ] {
         // A code that no client asks again for: it would get the same answer until it gives up.
         assert_eq!(refusal.code(), tonic::Code::DataLoss, "{refusal}");

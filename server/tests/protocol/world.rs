@@ -87,10 +87,7 @@ impl World {
         let mut client = ClientServiceClient::new(self.channel().await);
         // So many ids that every lane has some of them.
         for id in 0..64 {
-            let request = v1::DescribeWorkflowRequest {
-                workflow_id: format!("is anybody there? {id}"),
-                ..v1::DescribeWorkflowRequest::default()
-            };
+            let request = describe(&format!("is anybody there? {id}"));
             loop {
                 match client.describe_workflow(request.clone()).await.unwrap_err().code() {
                     tonic::Code::NotFound => break,
@@ -283,6 +280,23 @@ pub(crate) fn start(workflow_id: &str) -> v1::StartWorkflowRequest {
         arguments: vec![payload("in")],
         request_id: request_id(),
         ..v1::StartWorkflowRequest::default()
+    }
+}
+
+pub(crate) fn describe(workflow_id: &str) -> v1::DescribeWorkflowRequest {
+    v1::DescribeWorkflowRequest {
+        workflow_id: workflow_id.to_owned(),
+        ..v1::DescribeWorkflowRequest::default()
+    }
+}
+
+/// The signal `go`, under a new request id.
+pub(crate) fn signal(workflow_id: &str) -> v1::SignalWorkflowRequest {
+    v1::SignalWorkflowRequest {
+        workflow_id: workflow_id.to_owned(),
+        signal_name: "go".to_owned(),
+        request_id: request_id(),
+        ..v1::SignalWorkflowRequest::default()
     }
 }
 
