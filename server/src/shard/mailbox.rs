@@ -34,7 +34,7 @@ pub(crate) struct Letter {
 #[derive(Debug)]
 pub(crate) enum NotPut {
     /// Too much waits already; says how much may.
-    Full(Mail, String),
+    Full(Box<Mail>, String),
     /// The lane has ended.
     Closed,
 }
@@ -52,12 +52,12 @@ impl Mailbox {
             0 => None,
             bytes => match Arc::clone(&self.room).try_acquire_many_owned(bytes) {
                 Ok(room) => Some(room),
-                Err(_) => return Err(NotPut::Full(mail, format!("{ROOM} bytes"))),
+                Err(_) => return Err(NotPut::Full(Box::new(mail), format!("{ROOM} bytes"))),
             },
         };
         self.letters.try_send(Letter { mail, _room: room }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(letter) => {
-                NotPut::Full(letter.mail, format!("{LETTERS} letters"))
+                NotPut::Full(Box::new(letter.mail), format!("{LETTERS} letters"))
             }
             mpsc::error::TrySendError::Closed(_) => NotPut::Closed,
         })

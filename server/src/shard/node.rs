@@ -191,7 +191,7 @@ impl Node {
                 // Lanes do not wait for each other, and a match that is let go of is found by
                 // nobody again: the session may have nothing else to end.
                 self.env.spawn(async move {
-                    if !lane.put(letter).await {
+                    if !lane.put(*letter).await {
                         session.give_back(shard, kind);
                     }
                 });
