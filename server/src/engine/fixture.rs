@@ -195,9 +195,12 @@ impl Story {
         assert_eq!(self.run.active as usize, active);
         if let Some(work) = self.run.can_leave() {
             let back = self.loaded_knowing(work);
-            assert_eq!(back.wake(), self.run.wake(), "a run that comes back waits as before");
-            let ready = |run: &Run| run.ready_activities(self.now).collect::<Vec<_>>();
-            assert_eq!(ready(&back), ready(&self.run), "and for the same workers");
+            // What is due but has not happened yet happens at the load.
+            if self.run.deadlines.due(self.now).next().is_none() {
+                assert_eq!(back.wake(), self.run.wake(), "a run that comes back waits as before");
+                let ready = |run: &Run| run.ready_activities().collect::<Vec<_>>();
+                assert_eq!(ready(&back), ready(&self.run), "and for the same workers");
+            }
         }
         if self.run.is_closed() {
             assert_eq!(self.run.wake(), Wake::Never);
@@ -216,8 +219,8 @@ impl Story {
         let pending: Vec<_> = self.pending.clone().into_iter().collect();
         let identity = self.run.identity();
         let requests = self.inherited.clone();
-        Run::load(self.now, identity, &self.journal, &pending, requests, work, &self.limits)
-            .unwrap()
+        let stored = Stored { identity, journal: &self.journal, pending: &pending, requests };
+        Run::load(self.now, self.now, stored, work, &self.limits).unwrap()
     }
 
     fn fold(&self) -> HistoryFold {

@@ -558,8 +558,8 @@ mod tests {
         let story = history().task([call(1)]);
         let load = |journal: &[onward_proto::v1::JournalRow]| {
             let identity = story.run.identity();
-            let (requests, work) = (Requests::default(), Work::MayBeInFlight);
-            Run::load(story.now, identity, journal, &[], requests, work, &story.limits)
+            let stored = Stored { identity, journal, pending: &[], requests: Requests::default() };
+            Run::load(story.now, story.now, stored, Work::MayBeInFlight, &story.limits)
         };
         assert!(load(&story.journal).is_ok());
         assert!(load(&story.journal[1..]).is_err(), "the start is missing");

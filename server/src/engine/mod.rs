@@ -28,7 +28,7 @@ pub use activity::ActivityOffer;
 pub use history::Unreadable;
 pub use input::*;
 pub use requests::{RequestKind, Requests};
-pub use run::{Run, RunIdentity, Work};
+pub use run::{Run, RunIdentity, Stored, Work};
 pub use start::{Existing, StartVerdict, decide_for_closed, decide_start};
 pub use workflow_task::{OpenTask, TaskOffer};
 

@@ -267,7 +267,7 @@ fn step(mut story: Story, op: &Op) -> Story {
             story.put(&Input::FailTask { task_id, cause, failure: Some(failure("F")) });
         }
         Op::Dispatch(a, w) => {
-            let ready: Vec<u32> = story.run.ready_activities(story.now).collect();
+            let ready: Vec<u32> = story.run.ready_activities().collect();
             let from = if a % 8 == 0 { &numbers } else { &ready };
             let Some(number) = pick(from, a / 8) else { return story };
             return story.dispatched_to(number, u64::from(w % 3));

@@ -34,6 +34,19 @@ pub enum Work {
     NoneInFlight,
 }
 
+/// A run as the store has it.
+#[derive(Debug)]
+pub struct Stored<'a> {
+    /// What names it.
+    pub identity: &'a RunIdentity,
+    /// Its journal, whole.
+    pub journal: &'a [JournalRow],
+    /// Its rows of `pending`, by activity number.
+    pub pending: &'a [(u32, PendingActivity)],
+    /// The window of accepted requests.
+    pub requests: Requests,
+}
+
 /// What names a run and never changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunIdentity {
@@ -117,22 +130,20 @@ impl Run {
 
     /// Rebuilds a run from what the store has.
     ///
-    /// Which attempts run is not known then, unless it is known that none does: what may be out can
-    /// be claimed for the reconnect grace, counted from `now`.
+    /// Which attempts run is not known then, unless `work` tells: what may be out can be claimed for
+    /// the reconnect grace, counted from `now`. What is due at `due` is not waited for.
     ///
     /// # Errors
     /// When the journal cannot be understood: the run is to be parked.
     pub fn load(
         now: Timestamp,
-        identity: &RunIdentity,
-        journal: &[JournalRow],
-        pending: &[(u32, PendingActivity)],
-        requests: Requests,
+        due: Timestamp,
+        stored: Stored<'_>,
         work: Work,
         limits: &Limits,
     ) -> Result<Self, Unreadable> {
-        let mut run = Self::new(identity.clone(), requests);
-        for row in journal {
+        let mut run = Self::new(stored.identity.clone(), stored.requests);
+        for row in stored.journal {
             run.fold(&row.records)?;
             for request in &row.requests {
                 run.requests.adopt(request);
@@ -141,14 +152,14 @@ impl Run {
         if run.next_event_id == 1 {
             return Err(Unreadable::new("the journal is empty"));
         }
-        for (number, row) in pending {
+        for (number, row) in stored.pending {
             // A row of an activity that has closed would have gone with the closing event.
             let place = run.activity_place(*number).ok_or_else(|| {
                 Unreadable::new(format!("activity {number} has a row but is not pending"))
             })?;
             run.change_activity(place, |activity| activity.row = Some(Box::new(row.clone())));
         }
-        run.load_attempts(now, work, limits);
+        run.load_attempts(now, due, work, limits);
         run.requests.prune(now, limits);
         Ok(run)
     }

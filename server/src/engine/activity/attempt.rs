@@ -233,7 +233,7 @@ mod tests {
             let due = story.wake_in(secs(wait));
             story = story.then_pending(1, Some(attempt)).then_wakes(Wake::Cold(due));
             story = story.passes(secs(wait) - 1).then_effects("");
-            assert_eq!(story.run.activity_offer(story.now, 1), None);
+            assert_eq!(story.run.activity_offer(1), None);
             story = story.passes(1).then_effects("offer1");
             assert_eq!(story.run.has_incident(&story.limits), attempt >= 10);
         }

@@ -43,7 +43,7 @@ impl Activity {
     }
 
     /// Where it stands after a load.
-    fn after_load(&self, now: Timestamp, work: Work, limits: &Limits) -> Attempt {
+    fn after_load(&self, now: Timestamp, due: Timestamp, work: Work, limits: &Limits) -> Attempt {
         let claimable_until = now.plus_micros(limits.reconnect_grace_us);
         let unknown = Attempt::Unknown { since: now, claimable_until };
         if self.cancel_requested {
@@ -53,7 +53,7 @@ impl Activity {
         let never_out = self.written_token().is_none() && self.is_last(self.attempts() + 1);
         let next = self.row.as_ref().map_or(0, |row| row.next_attempt_at_us);
         let next = Timestamp::from_micros(next);
-        if self.written_token().is_none() && next > now {
+        if self.written_token().is_none() && next > due {
             return Attempt::BackingOff { until: next };
         }
         match work {
@@ -82,10 +82,16 @@ impl Activity {
 
 impl Run {
     /// After a load: what may be out becomes claimable.
-    pub(in crate::engine) fn load_attempts(&mut self, now: Timestamp, work: Work, limits: &Limits) {
+    pub(in crate::engine) fn load_attempts(
+        &mut self,
+        now: Timestamp,
+        due: Timestamp,
+        work: Work,
+        limits: &Limits,
+    ) {
         for place in 0..self.activities.len() {
             self.change_activity(place, |activity| {
-                activity.attempt = activity.after_load(now, work, limits);
+                activity.attempt = activity.after_load(now, due, work, limits);
             });
         }
     }
@@ -189,7 +195,7 @@ mod tests {
     #[test]
     fn a_last_attempt_without_a_written_token_was_never_out() {
         let story = history().task([call_times(1, 1)]).reload();
-        assert_eq!(story.run.ready_activities(story.now).collect::<Vec<_>>(), [1]);
+        assert_eq!(story.run.ready_activities().collect::<Vec<_>>(), [1]);
         story.dispatched(1).then_effects("send1#1").returned(1).then_inbox("returned1#1");
     }
 
@@ -197,7 +203,7 @@ mod tests {
     fn after_a_load_what_may_be_out_can_be_claimed_or_answered() {
         for max_attempts in [0, 1, 3] {
             let story = history().task([call_times(1, max_attempts)]).dispatched(1).reload();
-            assert_eq!(story.run.ready_activities(story.now).count(), 0);
+            assert_eq!(story.run.ready_activities().count(), 0);
             let story = story.after(secs(5)).claimed(1, 2).then_effects("").passes(secs(20));
             let info = &story.run.describe(story.now, &|_| 1, &story.limits).pending_activities;
             assert_eq!(info[0].state(), PendingActivityState::Running);
@@ -248,12 +254,12 @@ mod tests {
     #[test]
     fn a_run_whose_activity_waits_for_a_worker_comes_back_as_it_left() {
         let story = history().task([call(1)]).comes_back();
-        assert_eq!(story.run.ready_activities(story.now).collect::<Vec<_>>(), [1]);
+        assert_eq!(story.run.ready_activities().collect::<Vec<_>>(), [1]);
         story.dispatched(1).then_effects("send1#1").returned(1).then_inbox("returned1#1");
         // What nobody claimed may still be out: coming back does not ask for claims again.
         let story = history().task([call(1)]).dispatched(1).reload().passes(secs(10));
         let (first, story) = (story.tokens[&1], story.comes_back());
-        assert_eq!(story.run.ready_activities(story.now).collect::<Vec<_>>(), [1]);
+        assert_eq!(story.run.ready_activities().collect::<Vec<_>>(), [1]);
         story.returned_by(first).then_inbox("returned1#1");
     }
 
@@ -272,7 +278,7 @@ mod tests {
     fn a_retry_that_was_missed_asleep_starts_at_once() {
         let story = history().task([call(1)]).dispatched(1).broke(1, "Flaky");
         let story = story.after(secs(60)).comes_back();
-        assert_eq!(story.run.ready_activities(story.now).collect::<Vec<_>>(), [1]);
+        assert_eq!(story.run.ready_activities().collect::<Vec<_>>(), [1]);
         story.dispatched(1).then_effects("send1#2");
     }
 

@@ -28,10 +28,9 @@ pub struct ActivityOffer<'a> {
 
 impl Activity {
     /// Whether the next attempt may be given to a worker.
-    pub(super) fn ready_since(&self, now: Timestamp) -> Option<Timestamp> {
+    pub(super) fn ready_since(&self) -> Option<Timestamp> {
         match self.attempt {
             Attempt::Ready { since, .. } => Some(since),
-            Attempt::BackingOff { until } if until <= now => Some(until),
             Attempt::BackingOff { .. } | Attempt::Running(_) | Attempt::Unknown { .. } => None,
         }
     }
@@ -39,9 +38,9 @@ impl Activity {
 
 impl Run {
     /// An activity that waits for a worker.
-    pub fn activity_offer(&self, now: Timestamp, number: u32) -> Option<ActivityOffer<'_>> {
+    pub fn activity_offer(&self, number: u32) -> Option<ActivityOffer<'_>> {
         let activity = self.activity(number)?;
-        let since = activity.ready_since(now)?;
+        let since = activity.ready_since()?;
         let scheduled = &activity.scheduled;
         Some(ActivityOffer {
             task_queue: &scheduled.task_queue,
@@ -52,10 +51,10 @@ impl Run {
     }
 
     /// The activities that wait for a worker, by number.
-    pub fn ready_activities(&self, now: Timestamp) -> impl Iterator<Item = u32> {
+    pub fn ready_activities(&self) -> impl Iterator<Item = u32> {
         self.activities
             .iter()
-            .filter(move |activity| activity.ready_since(now).is_some())
+            .filter(|activity| activity.ready_since().is_some())
             .map(|activity| activity.number())
     }
 
@@ -95,7 +94,7 @@ impl Run {
         incarnation: Incarnation,
     ) -> Result<Decision, Rejection> {
         let activity = self.activity(number).ok_or(Rejection::Stale)?;
-        activity.ready_since(now).ok_or(Rejection::Stale)?;
+        activity.ready_since().ok_or(Rejection::Stale)?;
         let may_be_out = matches!(activity.attempt, Attempt::Ready { may_be_out: true, .. });
         // What may be out and was not claimed is written off by the dispatch that follows it.
         let ended = activity.attempts() + u32::from(may_be_out);

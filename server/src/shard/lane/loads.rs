@@ -21,7 +21,7 @@ use super::{
     runs::Entry,
 };
 use crate::{
-    engine::{Requests, Run, RunIdentity, Work},
+    engine::{Requests, Run, RunIdentity, Stored, Work},
     store::{DueRun, Loaded, LoadedRun, NewestRun, WakeAt},
 };
 use onward_proto::v1::WorkflowStatus;
@@ -259,9 +259,8 @@ impl Lane {
 
     /// Offers all that a run has to give away. What waits in dispatch already keeps its place.
     fn offer_all(&mut self, run_id: RunId) {
-        let now = self.now();
         let Some(entry) = self.runs.get(&run_id) else { return };
-        let ready: Vec<u32> = entry.run.ready_activities(now).collect();
+        let ready: Vec<u32> = entry.run.ready_activities().collect();
         self.offer_task(run_id);
         for number in ready {
             self.offer_activity(run_id, number);
@@ -301,7 +300,8 @@ impl Lane {
             // An attempt goes out only after the row is hot.
             (None, WakeAt::At(_) | WakeAt::Never) => Work::NoneInFlight,
         };
-        let run = Run::load(now, &identity, &journal, &pending, requests, work, &self.node.limits)
+        let stored = Stored { identity: &identity, journal: &journal, pending: &pending, requests };
+        let run = Run::load(now, self.due_now(), stored, work, &self.node.limits)
             .map_err(|error| error.to_string())?;
         self.insert(Entry::loaded(run, loaded.journal, row.wake_at));
         self.settle(run_id);

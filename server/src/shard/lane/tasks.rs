@@ -63,9 +63,8 @@ impl Lane {
         if self.draining {
             return;
         }
-        let now = self.now();
         let Some(entry) = self.runs.get(&run_id) else { return };
-        let Some(ready) = entry.run.activity_offer(now, number) else { return };
+        let Some(ready) = entry.run.activity_offer(number) else { return };
         let offer = Offer {
             shard: self.shard,
             run_id,
@@ -341,7 +340,7 @@ impl Lane {
             incarnation: self.incarnation,
         };
         let decided = self.runs.get(&run_id).and_then(|entry| {
-            entry.run.activity_offer(now, number)?;
+            entry.run.activity_offer(number)?;
             entry.run.decide(now, &input, &self.node.limits).ok()
         });
         match decided {
