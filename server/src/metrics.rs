@@ -14,6 +14,8 @@ pub struct Metrics {
     batches: Counter,
     batch_rows: Histogram,
     parked: Counter,
+    runs_in_memory: Gauge,
+    runs_loaded: Counter,
     sessions: Gauge,
     requests: Counter,
     refused: Counter,
@@ -38,6 +40,10 @@ impl Metrics {
         registry.register("batch_journal_rows", "Journal rows of a batch", batch_rows.clone());
         let parked = Counter::default();
         registry.register("parked_runs", "Runs whose records cannot be read", parked.clone());
+        let runs_in_memory = Gauge::default();
+        registry.register("runs_in_memory", "Runs in memory", runs_in_memory.clone());
+        let runs_loaded = Counter::default();
+        registry.register("runs_loaded", "Runs read back from the store", runs_loaded.clone());
         let sessions = Gauge::default();
         registry.register("worker_sessions", "Open worker sessions", sessions.clone());
         let requests = Counter::default();
@@ -61,6 +67,8 @@ impl Metrics {
             batches,
             batch_rows,
             parked,
+            runs_in_memory,
+            runs_loaded,
             sessions,
             requests,
             refused,
@@ -78,6 +86,16 @@ impl Metrics {
     /// A run was parked.
     pub fn parked(&self) {
         self.parked.inc();
+    }
+
+    /// Runs came into memory, or left it.
+    pub fn in_memory(&self, change: i64) {
+        self.runs_in_memory.inc_by(change);
+    }
+
+    /// A run was read back from the store.
+    pub fn loaded(&self) {
+        self.runs_loaded.inc();
     }
 
     /// A session was opened (1) or closed (-1).

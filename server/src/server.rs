@@ -208,16 +208,23 @@ impl Server {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), ServeError> {
         let Self { node, grpc, http, build, drain } = self;
-        if let Some(http) = http {
+        let probes = http.map(|http| {
             let app = api::router(Arc::clone(&node));
             node.env.spawn(async move {
                 if let Err(error) = axum::serve(http, app).await {
                     tracing::error!(%error, "the HTTP port has failed");
                 }
-            });
-        }
+            })
+        });
         let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
-        serve_connections(node, build, incoming, shutdown, drain).await
+        let served = serve_connections(node, build, incoming, shutdown, drain).await;
+        if let Some(probes) = probes {
+            // It holds nothing but the node, which would keep the store open. An answer that is
+            // under way is cut, as it is when the process ends.
+            probes.abort();
+            drop(probes.await);
+        }
+        served
     }
 }
 

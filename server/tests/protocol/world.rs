@@ -1,6 +1,6 @@
 //! A server in this process, a raw client, and a worker that says only what a test tells it to.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use onward_proto::{
     PROTOCOL,
@@ -12,7 +12,11 @@ use onward_proto::{
 };
 use onward_server::{Config, Server, StoreConfig};
 use sqlx::Connection as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{mpsc, oneshot},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 use uuid::Uuid;
@@ -22,7 +26,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
     url: String,
-    store: String,
+    http: Option<SocketAddr>,
+    pub(crate) store: String,
+    memory: usize,
     _dir: tempfile::TempDir,
     stop: Option<oneshot::Sender<()>>,
     served: Option<tokio::task::JoinHandle<()>>,
@@ -30,6 +36,12 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn sqlite() -> Self {
+        let config = Config::new(StoreConfig::new(""));
+        Self::with_memory(config.cache_bytes.max(config.waiting_bytes)).await
+    }
+
+    /// A server that keeps so many bytes of idle runs in memory, and of waiting ones.
+    pub(crate) async fn with_memory(memory: usize) -> Self {
         // ONWARD_LOG shows what the server says; a second test finds the subscriber there.
         drop(
             tracing_subscriber::fmt()
@@ -39,7 +51,8 @@ impl World {
         );
         let dir = tempfile::tempdir().unwrap();
         let store = format!("sqlite://{}", dir.path().join("onward.db").display());
-        let mut world = Self { url: String::new(), store, _dir: dir, stop: None, served: None };
+        let (url, http) = (String::new(), None);
+        let mut world = Self { url, http, store, memory, _dir: dir, stop: None, served: None };
         world.start().await;
         world
     }
@@ -48,9 +61,12 @@ impl World {
     pub(crate) async fn start(&mut self) {
         let mut config = Config::new(StoreConfig::new(&self.store));
         config.listen = ([127, 0, 0, 1], 0).into();
-        config.http_listen = None;
+        config.http_listen = Some(([127, 0, 0, 1], 0).into());
+        config.cache_bytes = self.memory;
+        config.waiting_bytes = self.memory;
         let server = Server::bind(config).await.unwrap();
         self.url = format!("http://{}", server.grpc_addr());
+        self.http = server.http_addr();
         let (stop, stopped) = oneshot::channel::<()>();
         self.stop = Some(stop);
         self.served = Some(tokio::spawn(async move {
@@ -76,6 +92,16 @@ impl World {
         let mut connection = sqlx::SqliteConnection::connect(&self.store).await.unwrap();
         sqlx::query(statement).execute(&mut connection).await.unwrap();
         connection.close().await.unwrap();
+    }
+
+    /// What a metric without labels stands at.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.http.unwrap()).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }
 
     pub(crate) async fn channel(&self) -> Channel {

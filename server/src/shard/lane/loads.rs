@@ -304,6 +304,7 @@ impl Lane {
         let run = Run::load(now, self.due_now(), stored, work, &self.node.limits)
             .map_err(|error| error.to_string())?;
         self.insert(Entry::loaded(run, loaded.journal, row.wake_at));
+        self.node.metrics.loaded();
         self.settle(run_id);
         Ok(())
     }

@@ -281,8 +281,8 @@ impl Lane {
             self.fire_deadlines();
             self.send_yields();
         }
-        self.start_loads();
         self.take_matches();
+        self.start_loads();
         self.start_commit();
         self.shrink_cache();
         if self.draining && self.open.is_empty() && self.committing.is_none() {
@@ -424,6 +424,7 @@ impl Lane {
     /// Everybody who waits is told to ask again: their senders are dropped.
     fn drop_everything(&mut self) {
         self.node.dispatch.drop_lane(self.shard);
+        self.node.metrics.in_memory(-(self.runs.len() as i64));
     }
 
     /// The refusal for requests that a draining lane does not take.

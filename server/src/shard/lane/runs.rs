@@ -288,6 +288,7 @@ impl Lane {
     /// Takes a run out of memory, but for its deadline.
     fn forget(&mut self, run_id: RunId) -> Option<Entry> {
         let entry = self.runs.remove(&run_id)?;
+        self.node.metrics.in_memory(-1);
         let identity = entry.run.identity();
         let key = (identity.namespace_id, identity.workflow_id.clone());
         if self.ids.get(&key) == Some(&run_id) {
@@ -307,6 +308,7 @@ impl Lane {
             self.ids.insert(key, run_id);
         }
         self.runs.insert(run_id, entry);
+        self.node.metrics.in_memory(1);
         run_id
     }
 

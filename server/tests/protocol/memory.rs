@@ -1,0 +1,118 @@
+//! What leaves memory and comes back, and what must not come back.
+
+use std::time::Duration;
+
+use onward_proto::v1::{self, WorkflowStatus};
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
+use tonic::Code;
+
+use crate::world::{
+    PATIENCE, RawWorker, World, call_activity, complete_workflow, describe, signal, start,
+    start_timer,
+};
+
+/// Waits until the server has as few runs in memory as that.
+async fn emptied(world: &World, most: f64) {
+    let emptied = async {
+        while world.metric("onward_runs_in_memory").await > most {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, emptied).await.expect("runs leave memory");
+}
+
+async fn completed(world: &World, workflow_id: String) {
+    let request = v1::WaitWorkflowResultRequest { workflow_id, ..Default::default() };
+    let result = world.client().await.wait_workflow_result(request).await.unwrap().into_inner();
+    assert_eq!(result.outcome.unwrap().status(), WorkflowStatus::Completed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_that_wait_for_a_worker_leave_memory_and_come_back_in_order() {
+    let world = World::with_memory(0).await;
+    let mut client = world.client().await;
+    let ids: Vec<String> = (0..20).map(|n| format!("w{n}")).collect();
+    for id in &ids {
+        client.start_workflow(start(id)).await.unwrap();
+    }
+    emptied(&world, 0.0).await;
+    // Asking about one brings it back for a moment, and does not offer its task a second time.
+    client.signal_workflow(signal("w7")).await.unwrap();
+    client.describe_workflow(describe("w7")).await.unwrap();
+
+    let mut worker = RawWorker::connect(world.channel().await, 1, 0).await;
+    for id in &ids {
+        let task = worker.task().await;
+        assert_eq!(&task.workflow_id, id, "first come, first served");
+        assert_eq!(task.events.len(), if id == "w7" { 2 } else { 1 });
+        worker.complete(&task, vec![call_activity(1)]).await;
+    }
+    emptied(&world, 0.0).await;
+    let mut other = RawWorker::connect(world.channel().await, 0, 1).await;
+    for id in &ids {
+        let activity = other.activity().await;
+        assert_eq!((&activity.workflow_id, activity.token.as_ref().unwrap().attempt), (id, 1));
+        other.complete_activity(&activity, "out").await;
+        let task = worker.task().await;
+        assert_eq!(&task.workflow_id, id);
+        worker.complete(&task, vec![complete_workflow("bye")]).await;
+    }
+    for id in ids {
+        completed(&world, id).await;
+    }
+    assert!(world.metric("onward_runs_loaded_total").await >= 40.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_flight_stays_in_memory() {
+    let world = World::with_memory(0).await;
+    let mut worker = world.worker().await;
+    world.client().await.start_workflow(start("one")).await.unwrap();
+    let task = worker.task().await;
+    worker.complete(&task, vec![call_activity(1)]).await;
+    let activity = worker.activity().await;
+    worker.acked(&task).await;
+    assert!(world.metric("onward_runs_in_memory").await >= 1.0);
+    worker.complete_activity(&activity, "out").await;
+    let task = worker.task().await;
+    worker.complete(&task, vec![start_timer(2, Duration::from_millis(400))]).await;
+    emptied(&world, 0.0).await;
+    // The timer brings it back, though nobody asks.
+    let task = worker.task().await;
+    worker.complete(&task, vec![complete_workflow("bye")]).await;
+    completed(&world, "one".to_owned()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_the_database_refuses_is_told_and_its_neighbours_go_on() {
+    let world = World::sqlite().await;
+    let mut client = world.client().await;
+    let mut worker = world.worker().await;
+    client.start_workflow(start("neighbour")).await.unwrap();
+    let task = worker.task().await;
+
+    // A constraint, as a database administrator could have added one.
+    let path = world.store.strip_prefix("sqlite://").unwrap();
+    let mut database = SqliteConnection::connect(&format!("sqlite://{path}")).await.unwrap();
+    let trigger = "CREATE TRIGGER no_poison BEFORE INSERT ON run WHEN NEW.workflow_id = 'poison'
+                   BEGIN SELECT RAISE(ABORT, 'poison is forbidden here'); END";
+    database.execute(trigger).await.unwrap();
+    let refused = client.start_workflow(start("poison")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::DataLoss, "{refused}");
+    assert!(refused.message().contains("poison is forbidden here"), "{refused}");
+
+    // Its lane has loaded again: the worker is asked anew.
+    worker.complete(&task, vec![complete_workflow("bye")]).await;
+    let mut client = world.client().await;
+    client.start_workflow(start("later")).await.unwrap();
+    let answers = tokio::spawn(async move {
+        loop {
+            let task = worker.task().await;
+            worker.complete(&task, vec![complete_workflow("bye")]).await;
+        }
+    });
+    for id in ["neighbour", "later"] {
+        completed(&world, id.to_owned()).await;
+    }
+    answers.abort();
+}
