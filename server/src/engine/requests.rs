@@ -79,21 +79,31 @@ impl PartialEq for Requests {
 }
 
 impl Requests {
-    /// Reads the column of a run's row. Entries that make no sense are left out.
+    /// Reads the column of the row of run `own`. Entries that make no sense are left out.
     ///
     /// # Errors
     /// When the bytes are not a `RequestLog`.
-    pub fn decode(column: &[u8]) -> Result<Self, prost::DecodeError> {
+    pub fn decode(column: &[u8], own: RunId) -> Result<Self, prost::DecodeError> {
         let mut requests = Self::default();
-        for request in RequestLog::decode(column)?.requests {
+        for mut request in RequestLog::decode(column)?.requests {
+            if request.run_id.is_empty() {
+                request.run_id = own.to_wire();
+            }
             requests.adopt(&request);
         }
         Ok(requests)
     }
 
-    /// Writes the column of a run's row.
-    pub fn encode(&self) -> Bytes {
-        let requests = self.accepted.iter().map(|accepted| accepted.to_wire()).collect();
+    /// Writes the column of the row of run `own`, which most entries name.
+    pub fn encode(&self, own: RunId) -> Bytes {
+        let entry = |accepted: &Accepted| {
+            let mut request = accepted.to_wire();
+            if accepted.answer.run_id == own {
+                request.run_id = Bytes::new();
+            }
+            request
+        };
+        let requests = self.accepted.iter().map(entry).collect();
         RequestLog { requests }.encode_to_vec().into()
     }
 
@@ -292,6 +302,8 @@ mod tests {
             requests.accept(at(n), RequestKind::Cancel, id(n as u128), answer(0));
         }
         assert_eq!(requests.len(), 100);
-        assert_eq!(Requests::decode(&requests.encode()).unwrap(), requests);
+        for own in [answer(0).run_id, answer(50).run_id, answer(999).run_id] {
+            assert_eq!(Requests::decode(&requests.encode(own), own).unwrap(), requests);
+        }
     }
 }

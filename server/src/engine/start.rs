@@ -334,7 +334,8 @@ mod tests {
         let again = Err(Rejection::Repeated(answer));
         assert_eq!(decide(&start_request(), Existing::Open(&story.run)), again);
         let story = story.task([complete("done")]);
-        let requests = Requests::decode(&story.run.requests().encode()).unwrap();
+        let requests =
+            Requests::decode(&story.run.requests().encode(run_id(1)), run_id(1)).unwrap();
         let status = story.run.status();
         let existing = Existing::Closed { run_id: run_id(1), status, requests: &requests };
         assert_eq!(decide(&start_request(), existing), again);

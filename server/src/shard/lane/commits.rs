@@ -106,7 +106,7 @@ impl Lane {
             let close = closed_at.filter(|_| !entry.row_closed).map(|closed_at| Close {
                 status: entry.run.status(),
                 closed_at,
-                requests: entry.run.requests().encode(),
+                requests: entry.run.requests().encode(run_id),
             });
             if close.is_some() || wake_at != entry.row_wake {
                 batch.run_updates.push(RunUpdate { run_id, wake_at, history, close });
@@ -125,7 +125,7 @@ impl Lane {
                 wake_at,
                 history,
                 memo: std::mem::take(&mut entry.memo),
-                requests: entry.run.requests().encode(),
+                requests: entry.run.requests().encode(run_id),
             });
         }
         entry.inserted = true;

@@ -125,7 +125,7 @@ impl Lane {
             (Request::Start { start, answer, outcome }, Some(newest))
                 if newest.status != WorkflowStatus::Running =>
             {
-                match Requests::decode(&newest.requests) {
+                match Requests::decode(&newest.requests, newest.run_id) {
                     Ok(requests) => {
                         self.start_after_look(Some((newest, &requests)), &start, answer, outcome);
                     }
@@ -292,7 +292,7 @@ impl Lane {
         let run_id = row.run_id;
         let journal = read_journal(&loaded.journal)?;
         let pending = read_pending(&loaded.pending)?;
-        let requests = Requests::decode(&row.requests)
+        let requests = Requests::decode(&row.requests, row.run_id)
             .map_err(|error| format!("its requests cannot be read: {error}"))?;
         let work = match (self.away.remove(&run_id), row.wake_at) {
             (Some(known), _) => known,
