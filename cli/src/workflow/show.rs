@@ -35,6 +35,7 @@ pub(super) async fn run(session: &mut Session, run: RunArgs) -> Result<()> {
     head(session, &clock, &answer)?;
     report(session, answer.task.as_ref())?;
     activities(session, &clock, &answer.pending_activities)?;
+    left_out(session, answer.activities_left_out)?;
     if !answer.pending_timers.is_empty() {
         section(session, "Timers")?;
         let rows = answer.pending_timers.iter().map(|timer| {
@@ -54,6 +55,15 @@ pub(super) async fn run(session: &mut Session, run: RunArgs) -> Result<()> {
             [clock.exact_time(event.time_us), name.to_owned(), about]
         });
         session.out.table(["since", "event", "about"], rows)?;
+    }
+    left_out(session, answer.inbox_left_out)?;
+    Ok(())
+}
+
+/// Says that an answer had no room for more.
+fn left_out(session: &mut Session, count: u32) -> Result<()> {
+    if count > 0 {
+        session.out.line(format_args!("... and {count} more"))?;
     }
     Ok(())
 }

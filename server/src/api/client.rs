@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use onward_proto::{
-    PROTOCOL, RunId, Slot,
+    PROTOCOL, Slot,
     v1::{self, WorkflowOutcome, client_service_server::ClientService},
 };
 use tokio::sync::oneshot;
@@ -205,15 +205,7 @@ impl ClientService for ClientApi {
         let request = request.into_inner();
         let result = async {
             let target = self.target(&request.namespace, request.workflow_id, &request.run_id)?;
-            let mut description = *self
-                .ask(&target, |target, answer| message::Request::Describe { target, answer })
-                .await?;
-            // What no lane keeps in memory: the memo, and what the run was started with.
-            let run_id = description.info.as_ref().map(|info| info.run_id.clone());
-            if let Some(run_id) = run_id.and_then(|id| RunId::from_wire(&id).ok()) {
-                self.add_start(run_id, &target, &mut description).await?;
-            }
-            Ok(description)
+            self.describe(target).await
         };
         self.done(result.await)
     }

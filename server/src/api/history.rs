@@ -6,10 +6,7 @@
 use bytes::Bytes;
 use onward_proto::{
     RunId,
-    v1::{
-        self, DescribeWorkflowResponse, GetWorkflowHistoryResponse, TaskHistoryResponse,
-        history_event::Attributes,
-    },
+    v1::{self, GetWorkflowHistoryResponse, TaskHistoryResponse},
 };
 use prost::Message as _;
 use tonic::Status;
@@ -118,36 +115,9 @@ impl ClientApi {
         }
         Ok(true)
     }
-
-    /// Adds what only the journal's first row and the run's row know.
-    pub(super) async fn add_start(
-        &self,
-        run_id: RunId,
-        target: &Target,
-        description: &mut DescribeWorkflowResponse,
-    ) -> Result<(), Status> {
-        let page = read_journal(&self.node, run_id, 0, 1).await?;
-        let Some((_, row)) = page.rows.first() else { return Ok(()) };
-        let row = v1::JournalRow::decode(row.as_ref())
-            .map_err(|error| Status::data_loss(format!("run {run_id} cannot be read: {error}")))?;
-        let started = row.records.into_iter().find_map(|record| match record.attributes {
-            Some(Attributes::WorkflowExecutionStarted(started)) => Some(started),
-            _ => None,
-        });
-        if let Some(started) = started {
-            description.arguments = started.arguments;
-            description.execution_timeout_us = started.execution_timeout_us;
-            description.run_timeout_us = started.run_timeout_us;
-            if let Some(info) = description.info.as_mut() {
-                info.memo = started.memo;
-                info.namespace.clone_from(&target.namespace);
-            }
-        }
-        Ok(())
-    }
 }
 
-async fn read_journal(
+pub(super) async fn read_journal(
     node: &Node,
     run_id: RunId,
     from: u32,

@@ -3,6 +3,7 @@
 mod ask;
 mod client;
 mod convert;
+mod describe;
 mod history;
 mod http;
 mod list;

@@ -68,6 +68,9 @@ impl Run {
             arguments: started.arguments,
             execution_timeout_us: self.started.execution_timeout_us,
             run_timeout_us: self.started.run_timeout_us,
+            // The edge knows how much a message holds.
+            activities_left_out: 0,
+            inbox_left_out: 0,
         }
     }
 
@@ -168,7 +171,8 @@ impl Run {
             if let Some(failure) = &last.failure {
                 sentence = format!("{sentence}: {}", failure.message);
             }
-            sentence = format!("{sentence} ({} attempts)", task.failures);
+            let attempts = if task.failures == 1 { "attempt" } else { "attempts" };
+            sentence = format!("{sentence} ({} {attempts})", task.failures);
             if let Some(time) = task.not_before.filter(|_| self.owes_task()) {
                 sentence = format!("{sentence}; the next attempt {}", until(now, time));
             }

@@ -392,7 +392,7 @@ pub enum Rejection {
     #[error("the request was answered before")]
     Repeated(Answer),
     /// The run is closed.
-    #[error("workflow {workflow_id} is closed: {status:?}")]
+    #[error("workflow {workflow_id} is closed: it {}", ended(*status))]
     Closed {
         /// The caller's key.
         workflow_id: String,
@@ -514,4 +514,16 @@ pub enum Wake {
     Cold(Timestamp),
     /// It waits for outside only, or is closed and settled.
     Never,
+}
+
+/// How a run ended, behind the word *it*.
+fn ended(status: WorkflowStatus) -> &'static str {
+    match status {
+        WorkflowStatus::Completed => "completed",
+        WorkflowStatus::Failed => "failed",
+        WorkflowStatus::Cancelled => "was cancelled",
+        WorkflowStatus::Terminated => "was terminated",
+        WorkflowStatus::TimedOut => "timed out",
+        WorkflowStatus::Running | WorkflowStatus::Unspecified => "has an end that is unknown",
+    }
 }

@@ -83,6 +83,7 @@ pub async fn open(url: &str, options: OpenOptions) -> Result<Arc<dyn Store>, Ope
         Some(("sqlite", path)) if !path.is_empty() => {
             Ok(Arc::new(SqliteStore::open(path.as_ref(), &options).await?))
         }
+        Some(("sqlite", _)) => Err(OpenError::Url("sqlite:// names no file".into())),
         Some(("postgres" | "postgresql", _)) => {
             Ok(Arc::new(PostgresStore::open(url, options).await?))
         }

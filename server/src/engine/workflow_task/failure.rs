@@ -22,6 +22,10 @@ const FIRST_BACKOFF_US: i64 = 1_000_000;
 /// The longest wait after a failed task.
 const MAX_BACKOFF_US: i64 = 100_000_000;
 
+/// The longest wait while no worker knows the workflow: the one that does is soon deployed, and then
+/// the run should not sleep on.
+const MAX_UNKNOWN_TYPE_BACKOFF_US: i64 = 10_000_000;
+
 /// Bytes of a task's failure that are kept.
 const FAILURE_BYTES: u64 = 64 << 10;
 
@@ -77,7 +81,12 @@ impl Run {
             None
         } else {
             let doublings = self.task.failures.min(20);
-            let wait = FIRST_BACKOFF_US.saturating_mul(1 << doublings).min(MAX_BACKOFF_US);
+            let most = if cause == WorkflowTaskFailureCause::UnknownType {
+                MAX_UNKNOWN_TYPE_BACKOFF_US
+            } else {
+                MAX_BACKOFF_US
+            };
+            let wait = FIRST_BACKOFF_US.saturating_mul(1 << doublings).min(most);
             Some(now.plus_micros(wait))
         };
         decision.leases.push(LeaseChange::TaskFailed {
@@ -165,6 +174,21 @@ mod tests {
         assert!(!story.run.renew_task(story.now, task, &story.limits));
         story = story.completed([]).then_rejected(&Rejection::Stale);
         story.then_history("started task-failed:TimedOut");
+    }
+
+    #[test]
+    fn a_run_of_an_unknown_type_is_offered_often_enough_for_a_worker_that_comes_later() {
+        let waits = |cause| {
+            let mut story = history();
+            for _ in 0..12 {
+                story = story.handed_out().task_failed(cause).passes(secs(200));
+            }
+            let story = story.handed_out().task_failed(cause);
+            let Wake::Hot(Some(until)) = story.run.wake() else { panic!() };
+            until.since(story.now)
+        };
+        assert_eq!(waits(Cause::UnknownType).as_secs(), 10);
+        assert_eq!(waits(Cause::Panic).as_secs(), 100);
     }
 
     #[test]

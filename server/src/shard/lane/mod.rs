@@ -128,6 +128,8 @@ pub(crate) struct Lane {
     parked: BTreeMap<RunId, String>,
     /// Who waits for a run's result.
     waiters: BTreeMap<RunId, Vec<Reply<WorkflowOutcome>>>,
+    /// How many runs had such when those who had gone were last forgotten.
+    waiters_left: usize,
     /// Who waits for a run's journal to grow.
     followers: BTreeMap<RunId, Vec<(u32, Reply<super::message::Located>)>>,
 
@@ -197,6 +199,7 @@ impl Lane {
             away: BTreeMap::new(),
             parked: BTreeMap::new(),
             waiters: BTreeMap::new(),
+            waiters_left: 0,
             followers: BTreeMap::new(),
             open: OpenBatch::default(),
             committing: None,

@@ -423,10 +423,16 @@ impl Lane {
     fn await_outcome(&mut self, run_id: RunId, outcome: Option<Reply<WorkflowOutcome>>) {
         let Some(reply) = outcome else { return };
         let Some(entry) = self.runs.get(&run_id) else { return };
-        match entry.run.outcome() {
-            Some(outcome) => self.defer(run_id, Deferred::Outcome(reply, Box::new(outcome))),
-            None => self.waiters.entry(run_id).or_default().push(reply),
+        if let Some(outcome) = entry.run.outcome() {
+            return self.defer(run_id, Deferred::Outcome(reply, Box::new(outcome)));
         }
+        self.prune_waiters();
+        let waiting = self.waiters.entry(run_id).or_default();
+        // Whoever asks again and again leaves a waiter that has gone each time.
+        if waiting.len().is_power_of_two() {
+            waiting.retain(|waiter| !waiter.is_closed());
+        }
+        waiting.push(reply);
     }
 
     fn await_result(
@@ -436,11 +442,19 @@ impl Lane {
         outcome: Reply<WorkflowOutcome>,
     ) {
         self.defer(run_id, Deferred::Locate(located, run_id));
+        self.await_outcome(run_id, Some(outcome));
+    }
+
+    /// Forgets who has stopped waiting, each time that there are twice as many as were left then.
+    fn prune_waiters(&mut self) {
+        if self.waiters.len() < 2 * self.waiters_left + 64 {
+            return;
+        }
         self.waiters.retain(|_, waiters| {
             waiters.retain(|waiter| !waiter.is_closed());
             !waiters.is_empty()
         });
-        self.await_outcome(run_id, Some(outcome));
+        self.waiters_left = self.waiters.len();
     }
 
     fn describe(
