@@ -8,11 +8,13 @@ mod codec;
 mod id;
 #[cfg(feature = "json")]
 pub mod json;
+mod limits;
 mod slot;
 mod time;
 
 pub use codec::{WireCodec, WireDecoder};
 pub use id::{DEFAULT_NAMESPACE, InvalidId, NamespaceId, RequestId, RunId};
+pub use limits::FAILURE_DEPTH;
 pub use slot::{SLOTS, Slot};
 pub use time::Timestamp;
 

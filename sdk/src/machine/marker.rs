@@ -156,7 +156,7 @@ impl Core {
                 LocalOutcome::Failed { failure, cause, attempts }
             }
             LocalOutcome::Failed { failure, cause, attempts } => {
-                let failure = limits::fit_failure(failure, max_bytes);
+                let failure = failure.fit(max_bytes);
                 LocalOutcome::Failed { failure, cause, attempts }
             }
         }

@@ -16,7 +16,6 @@ use crate::{
     activity::attempt::{Attempt, Stop},
     caught::caught,
     definition::{AttemptError, AttemptFuture},
-    limits::fit_failure,
 };
 
 /// Names one attempt, in an order that does not depend on chance.
@@ -122,7 +121,7 @@ pub(crate) fn failure(kind: &str, message: String, non_retryable: bool) -> v1::F
 fn bounded(failure: v1::Failure, max_frame: usize) -> v1::Failure {
     // What the rest of the item takes, generously.
     const ITEM: usize = 1024;
-    fit_failure(failure, max_frame.saturating_sub(ITEM) as u64)
+    failure.fit(max_frame.saturating_sub(ITEM) as u64)
 }
 
 /// An attempt's code on its way to an end.

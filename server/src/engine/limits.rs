@@ -4,16 +4,12 @@
 //! its payloads and with the limit, so that replay never depends on anybody's configuration.
 
 use onward_proto::{
-    Timestamp,
+    FAILURE_DEPTH, Timestamp,
     v1::{Failure, Limit, Payload, WorkflowExecutionStarted, history_event::Attributes},
 };
 use prost::Message as _;
 
 use super::{Limits, Run};
-
-/// Causes below a failure that are kept. Deeper ones could not be sent to a worker: decoders stop
-/// at a depth of 100.
-const FAILURE_DEPTH: usize = 32;
 
 /// The longest duration that is accepted, a hundred years: beyond lie times that no database
 /// knows. Microseconds.
@@ -61,7 +57,7 @@ pub fn check_payloads<'a>(
         for key in payload.metadata.keys() {
             check_text(key)?;
         }
-        bytes += payload_bytes(payload);
+        bytes += payload.counted_bytes();
     }
     check_bytes(bytes, limits)
 }
@@ -72,17 +68,16 @@ pub fn check_payloads<'a>(
 /// The limit it breaks.
 pub(super) fn check_failure(failure: &Failure, limits: &Limits) -> Result<(), Limit> {
     check_bytes(failure.encoded_len() as u64, limits)?;
-    let mut depth = 0;
+    let depth = failure.depth();
+    if depth > FAILURE_DEPTH {
+        return Err(limit("failure_depth", FAILURE_DEPTH as u64, depth as u64));
+    }
     let mut next = Some(failure);
     while let Some(failure) = next {
-        depth += 1;
         for text in [&failure.kind, &failure.message, &failure.stack] {
             check_text(text)?;
         }
         next = failure.cause.as_deref();
-    }
-    if depth > FAILURE_DEPTH {
-        return Err(limit("failure_depth", FAILURE_DEPTH as u64, depth as u64));
     }
     Ok(())
 }
@@ -105,57 +100,10 @@ fn check_bytes(bytes: u64, limits: &Limits) -> Result<(), Limit> {
     Ok(())
 }
 
-/// What a payload counts.
-pub(super) fn payload_bytes(payload: &Payload) -> u64 {
-    let metadata: usize = payload.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
-    (payload.data.len() + payload.content_type.len() + metadata) as u64
-}
-
 /// A text as a refused command's event may keep it: short, and without U+0000.
 pub(super) fn harmless(text: &str, limits: &Limits) -> String {
     let end = text.floor_char_boundary(limits.id_bytes as usize);
     text[..end].replace('\0', "\u{fffd}")
-}
-
-/// A failure that fits: without U+0000 and not too deep, and if it is larger than `max_bytes`
-/// first without stacks, then without causes, without details, and at last with a shorter message.
-pub(super) fn cut_failure(failure: &Failure, max_bytes: u64) -> Failure {
-    let mut cut = failure.clone();
-    let mut depth = 1;
-    let mut next = Some(&mut cut);
-    while let Some(failure) = next {
-        for text in [&mut failure.kind, &mut failure.message, &mut failure.stack] {
-            if text.contains('\0') {
-                *text = text.replace('\0', "\u{fffd}");
-            }
-        }
-        if depth == FAILURE_DEPTH {
-            failure.cause = None;
-        }
-        depth += 1;
-        next = failure.cause.as_deref_mut();
-    }
-    let fits = |failure: &Failure| failure.encoded_len() as u64 <= max_bytes;
-    if !fits(&cut) {
-        let mut next = Some(&mut cut);
-        while let Some(failure) = next {
-            failure.stack.clear();
-            next = failure.cause.as_deref_mut();
-        }
-    }
-    if !fits(&cut) {
-        cut.cause = None;
-    }
-    if !fits(&cut) {
-        cut.details.clear();
-    }
-    if !fits(&cut) {
-        let room = (max_bytes / 4) as usize;
-        cut.kind.truncate(cut.kind.floor_char_boundary(room));
-        let room = (max_bytes as usize).saturating_sub(cut.kind.len() + 64);
-        cut.message.truncate(cut.message.floor_char_boundary(room));
-    }
-    cut
 }
 
 impl Run {
@@ -205,37 +153,27 @@ mod tests {
 
     use super::*;
 
-    fn deep(depth: usize) -> Failure {
-        let mut failure = Failure { message: "a\0b".into(), ..Failure::default() };
+    /// A chain of failures whose innermost has this message.
+    fn deep(depth: usize, message: &str) -> Failure {
+        let mut failure = Failure { message: message.to_owned(), ..Failure::default() };
         for _ in 1..depth {
-            failure = Failure {
-                kind: "Outer".into(),
-                message: "m".repeat(100),
-                cause: Some(Box::new(failure)),
-                ..Failure::default()
-            };
+            failure = Failure { cause: Some(Box::new(failure)), ..Failure::default() };
         }
         failure
     }
 
     #[test]
-    fn a_failure_is_cut_to_what_fits_and_keeps_its_kind() {
-        for (depth, message, max) in [(1, 10, 4096), (90, 10, 4096), (2, 100_000, 4096)] {
-            let mut failure = deep(depth);
-            failure.kind = "PaymentError::Declined".into();
-            failure.message = "é".repeat(message);
-            failure.stack = "s".repeat(50_000);
-            let cut = cut_failure(&failure, max);
-            assert!(cut.encoded_len() as u64 <= max, "{}", cut.encoded_len());
-            assert_eq!(cut.kind, "PaymentError::Declined");
-            assert!(cut.message.starts_with('é'));
-        }
-        assert_eq!(cut_failure(&deep(1), 4096).message, "a\u{fffd}b");
-        assert!(check_failure(&cut_failure(&deep(90), 1 << 20), &Limits::default()).is_ok());
-        assert_eq!(
-            check_failure(&deep(33).cause.unwrap(), &Limits::default()).unwrap_err().limit,
-            0
-        );
+    fn a_failure_that_fits_is_taken_and_another_says_why_not() {
+        let limits = Limits { payload_bytes: 1_000, ..Limits::default() };
+        let refused =
+            |failure: &Failure| check_failure(failure, &limits).map_err(|limit| limit.name);
+        let failure = deep(FAILURE_DEPTH + 1, "");
+        assert_eq!(refused(&failure), Err("failure_depth".to_owned()));
+        assert_eq!(refused(failure.cause.as_ref().unwrap()), Ok(()));
+        assert_eq!(refused(&deep(3, "\0")), Err("nul_characters_in_text".to_owned()));
+        let large = deep(1, &"m".repeat(1_000));
+        assert_eq!(refused(&large), Err("payload_bytes_per_command".to_owned()));
+        assert_eq!(refused(&large.fit(1_000)), Ok(()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use onward_proto::{
 use super::{
     super::{
         Decision, Effect, LeaseChange, Limits, Rejection, Run, Token,
-        limits::{MAX_DURATION_US, check_payloads, cut_failure, record},
+        limits::{MAX_DURATION_US, check_payloads, record},
     },
     Activity, Attempt,
     closing::{cancelled, failed, remove_row, timed_out},
@@ -85,7 +85,7 @@ impl Run {
     ) -> Result<Decision, Rejection> {
         let activity = self.counting(token)?;
         let attempt = token.attempt;
-        let failure = cut_failure(failure, limits.payload_bytes);
+        let failure = failure.clone().fit(limits.payload_bytes);
         if !activity.is_retryable(&failure) {
             let closing = failed(activity, attempt, Some(failure), identity, None);
             return Ok(self.close_activity(now, activity, closing));
@@ -191,7 +191,7 @@ pub(super) fn end_attempt(
     let mut wait = activity.backoff_us(attempt);
     match ended {
         Ended::Failed(failure) => {
-            row.last_failure = Some(cut_failure(failure, limits.last_failure_bytes));
+            row.last_failure = Some((*failure).clone().fit(limits.last_failure_bytes));
             if let Some(micros) = failure.next_delay_us {
                 wait = micros.clamp(0, MAX_DURATION_US);
             }

@@ -6,7 +6,7 @@
 use onward_proto::{Timestamp, v1::Failure};
 
 use super::{
-    super::{Decision, Limits, Rejection, Run, Token, limits::cut_failure},
+    super::{Decision, Limits, Rejection, Run, Token},
     Activity, Attempt,
     closing::cancelled,
 };
@@ -45,7 +45,7 @@ impl Run {
     ) -> Result<Decision, Rejection> {
         let activity = self.counting(token)?;
         if activity.cancel_requested {
-            let failure = failure.map(|failure| cut_failure(failure, limits.payload_bytes));
+            let failure = failure.map(|failure| failure.clone().fit(limits.payload_bytes));
             let closing = cancelled(activity.number(), token.attempt, failure);
             return Ok(self.close_activity(now, activity, closing));
         }

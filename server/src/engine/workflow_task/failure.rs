@@ -9,10 +9,7 @@ use onward_proto::{
 };
 
 use super::{
-    super::{
-        Decision, Effect, LeaseChange, Rejection, Run, TaskId,
-        limits::{cut_failure, record},
-    },
+    super::{Decision, Effect, LeaseChange, Rejection, Run, TaskId, limits::record},
     Open,
 };
 
@@ -59,7 +56,7 @@ impl Run {
         failure: Option<Failure>,
     ) -> Decision {
         let mut decision = Decision::default();
-        let failure = failure.map(|failure| cut_failure(&failure, FAILURE_BYTES));
+        let failure = failure.map(|failure| failure.fit(FAILURE_BYTES));
         if !self.head.iter().any(|event| is_failure_by(event, cause)) {
             decision.records.push(record(
                 now,
