@@ -39,7 +39,11 @@ impl Metrics {
             Histogram::new([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0]);
         registry.register("batch_journal_rows", "Journal rows of a batch", batch_rows.clone());
         let parked = Counter::default();
-        registry.register("parked_runs", "Runs whose records cannot be read", parked.clone());
+        registry.register(
+            "parked_runs",
+            "Runs whose records cannot be read or stored",
+            parked.clone(),
+        );
         let runs_in_memory = Gauge::default();
         registry.register("runs_in_memory", "Runs in memory", runs_in_memory.clone());
         let runs_loaded = Counter::default();

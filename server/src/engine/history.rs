@@ -31,6 +31,15 @@ impl Unreadable {
     }
 }
 
+/// Length and size of a history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HistorySize {
+    /// Numbered events.
+    pub events: u64,
+    /// Encoded bytes of all records.
+    pub bytes: u64,
+}
+
 /// What a record is to the order of a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
@@ -95,9 +104,9 @@ pub(super) fn is_firing_of(fact: &HistoryEvent, number: u32) -> bool {
 
 /// The timers that these commands cancel.
 fn cancelled_timers(commands: &[HistoryEvent]) -> impl Iterator<Item = u32> {
-    commands.iter().filter_map(|event| match &event.attributes {
-        Some(Attributes::TimerCancelled(cancelled)) => Some(cancelled.number),
-        _ => None,
+    commands.iter().filter_map(|event| {
+        let Some(Attributes::TimerCancelled(cancelled)) = &event.attributes else { return None };
+        Some(cancelled.number)
     })
 }
 

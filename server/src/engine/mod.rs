@@ -25,7 +25,7 @@ mod timer;
 mod workflow_task;
 
 pub use activity::ActivityOffer;
-pub use history::Unreadable;
+pub use history::{HistorySize, Unreadable};
 pub use input::*;
 pub use requests::{RequestKind, Requests};
 pub use run::{Run, RunIdentity, Stored, Work};

@@ -425,8 +425,6 @@ fn random_stories_meet_everything() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
     #[test]
     fn any_story_leaves_a_sound_history(
         ops in prop::collection::vec(op(), 1..80),

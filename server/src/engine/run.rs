@@ -16,12 +16,11 @@ use super::{
     activity::{Activity, Attempt},
     close::Closed,
     deadlines::{Deadlines, Due},
-    history::{Step, stamp, steps},
+    history::{HistorySize, Step, stamp, steps},
     start::Started,
     timer::{Timer, fired},
     workflow_task::{LastTask, Numbers, TaskLease},
 };
-use crate::store::HistorySize;
 
 /// What is known about the attempts of a run that is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -459,14 +458,17 @@ impl Run {
         if !task_waits {
             return None;
         }
-        let mut known = Work::NoneInFlight;
+        let mut unclaimed = false;
         for activity in &self.activities {
-            known = match (known, activity.can_leave()?) {
-                (Work::NoneInFlight, Work::NoneInFlight) => Work::NoneInFlight,
-                _ => Work::Unclaimed,
-            };
+            unclaimed |= activity.can_leave()? == Work::Unclaimed;
         }
-        Some(known)
+        if !unclaimed {
+            return Some(Work::NoneInFlight);
+        }
+        // A load with this takes every attempt for one that may be out: if one has a limit to its
+        // wait for a worker, that would count anew with each load.
+        let counts_anew = self.activities.iter().any(|each| each.schedule_to_start().is_some());
+        (!counts_anew).then_some(Work::Unclaimed)
     }
 
     /// When the run needs attention without an input.

@@ -11,7 +11,7 @@ use super::{
     clock::DatabaseClock,
     lease::Lease,
     mailbox::{Mailbox, NotPut},
-    message::{Mail, Refusal, Request},
+    message::{Mail, Refusal, Request, Target},
 };
 use crate::{
     dispatch::{Dispatch, Match},
@@ -20,7 +20,7 @@ use crate::{
     metrics::Metrics,
     store::{NodeId, ShardId, Store},
 };
-use onward_proto::{RunId, Slot, Timestamp};
+use onward_proto::{NamespaceId, RunId, Slot, Timestamp};
 
 /// What a node is made from.
 #[derive(Clone)]
@@ -69,9 +69,27 @@ pub(crate) struct LaneAddress {
     pub(crate) mail: Mailbox,
 }
 
+/// A run that is kept out of memory, because its records cannot be read or stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Parked {
+    /// Whose run it is; not known if its row cannot be read.
+    pub(crate) workflow: Option<(NamespaceId, String)>,
+    /// Why.
+    pub(crate) reason: String,
+}
+
+impl Parked {
+    /// Whether it is certainly not a run of the workflow that a request names.
+    pub(crate) fn is_of_another(&self, target: &Target) -> bool {
+        self.workflow.as_ref().is_some_and(|(namespace_id, workflow_id)| {
+            *namespace_id != target.namespace_id || *workflow_id != target.workflow_id
+        })
+    }
+}
+
 #[derive(Debug, Default)]
 struct Trouble {
-    parked: BTreeMap<RunId, String>,
+    parked: BTreeMap<RunId, Parked>,
     careful: bool,
 }
 
@@ -200,10 +218,10 @@ impl Node {
     }
 
     /// A run that the database refuses: kept out of memory until the process ends.
-    pub(crate) fn park(&self, shard: ShardId, run_id: RunId, reason: &str) {
+    pub(crate) fn park(&self, shard: ShardId, run_id: RunId, parked: Parked) {
         self.trouble(|troubles| {
             let trouble = troubles.entry(shard).or_default();
-            trouble.parked.insert(run_id, reason.to_owned());
+            trouble.parked.insert(run_id, parked);
             trouble.careful = false;
         });
     }
@@ -222,7 +240,7 @@ impl Node {
         self.trouble(|troubles| troubles.get(&shard).is_some_and(|trouble| trouble.careful))
     }
 
-    pub(crate) fn parked(&self, shard: ShardId) -> BTreeMap<RunId, String> {
+    pub(crate) fn parked(&self, shard: ShardId) -> BTreeMap<RunId, Parked> {
         self.trouble(|troubles| {
             troubles.get(&shard).map(|trouble| trouble.parked.clone()).unwrap_or_default()
         })

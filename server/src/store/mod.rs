@@ -15,6 +15,7 @@ mod postgres;
 mod row;
 mod sqlite;
 
+pub use crate::engine::HistorySize;
 pub use memory::{CallKind, DatabaseClock, Fault, Faults, MemoryStore, Plan};
 pub use open::{OpenError, OpenOptions, open};
 pub use postgres::PostgresStore;
@@ -162,15 +163,6 @@ pub struct Close {
     pub closed_at: Timestamp,
     /// The encoded `RequestLog` with all ids inside the window.
     pub requests: Bytes,
-}
-
-/// Length and size of a history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct HistorySize {
-    /// Numbered events.
-    pub events: u64,
-    /// Encoded bytes of all records.
-    pub bytes: u64,
 }
 
 /// When a run must be in memory.
@@ -391,8 +383,13 @@ pub enum Loaded {
     Run(Box<LoadedRun>),
     /// There is no such run.
     Missing,
-    /// Its rows cannot be what was written, and why.
-    Corrupt(String),
+    /// Its rows cannot be what was written.
+    Corrupt {
+        /// Its row, if that can be read.
+        row: Option<Box<RunRow>>,
+        /// What is wrong with them.
+        reason: String,
+    },
 }
 
 /// A run as the store knows it.

@@ -114,38 +114,54 @@ where
     for row in rows {
         runs.entry(row.int(0)?).or_default().push(row);
     }
-    let loaded = runs.into_values().map(|rows| match loaded_run(&rows) {
-        Ok(Some(run)) => Loaded::Run(Box::new(run)),
-        Ok(None) => Loaded::Missing,
-        Err(error) => Loaded::Corrupt(error.to_string()),
+    let loaded = runs.into_values().map(|rows| {
+        let mut run = None;
+        match read_parts(&rows, &mut run) {
+            Ok((journal, pending)) => loaded_run(run, journal, pending),
+            Err(error) => Loaded::Corrupt { row: run.map(Box::new), reason: error.to_string() },
+        }
     });
     Ok(loaded.collect())
 }
 
-fn loaded_run<R>(rows: &[&R]) -> Result<Option<LoadedRun>>
+/// Numbered blobs of a run.
+type Parts = Vec<(u32, Bytes)>;
+
+/// Reads the row of a run, if there is one, its journal and its pending rows.
+fn read_parts<R>(rows: &[&R], run: &mut Option<RunRow>) -> Result<(Parts, Parts)>
 where
     R: for<'r> StoredRow<'r>,
 {
-    let mut run = None;
     let mut journal = Vec::new();
     let mut pending = Vec::new();
     for row in rows {
         match row.small(1)? {
-            0 if row.maybe_uuid(4)?.is_none() => return Ok(None),
-            0 => run = Some(run_row(*row, 4)?),
+            0 if row.maybe_uuid(4)?.is_none() => {}
+            0 => *run = Some(run_row(*row, 4)?),
             1 => journal.push((row.int(2)? as u32, row.bytes(3)?)),
             _ => pending.push((row.int(2)? as u32, row.bytes(3)?)),
         }
     }
-    let Some(row) = run else { return Ok(None) };
     journal.sort_unstable_by_key(|(seq, _)| *seq);
     pending.sort_unstable_by_key(|(number, _)| *number);
-    let journal = whole_journal(row.run_id, journal)?;
-    Ok(Some(LoadedRun { row, journal, pending }))
+    Ok((journal, pending))
+}
+
+/// Puts a run together from its row and its journal, in order.
+pub(super) fn loaded_run(
+    row: Option<RunRow>,
+    journal: impl IntoIterator<Item = (u32, Bytes)>,
+    pending: Parts,
+) -> Loaded {
+    let Some(row) = row else { return Loaded::Missing };
+    match whole_journal(row.run_id, journal) {
+        Ok(journal) => Loaded::Run(Box::new(LoadedRun { row, journal, pending })),
+        Err(error) => Loaded::Corrupt { row: Some(Box::new(row)), reason: error.to_string() },
+    }
 }
 
 /// The rows of a journal that begins at 0 and has no gap.
-pub(super) fn whole_journal(
+fn whole_journal(
     run_id: RunId,
     rows: impl IntoIterator<Item = (u32, Bytes)>,
 ) -> Result<Vec<Bytes>> {

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use onward_proto::v1::{self, WorkflowStatus, history_event::Attributes, worker_item};
+use onward_proto::{
+    DEFAULT_NAMESPACE, Slot,
+    v1::{self, WorkflowStatus, history_event::Attributes, worker_item},
+};
+use prost::Message as _;
 
 use crate::world::{
     World, call_activity, complete_workflow, describe, history, kinds, payload, request_id, signal,
@@ -355,6 +359,33 @@ async fn a_run_that_cannot_be_read_is_named_with_the_reason() {
         assert!(refusal.message().starts_with(&says), "{refusal}");
         assert!(refusal.message().contains("decode"), "{refusal}");
     }
+    // Who names it as a run of another workflow learns nothing about it, in its slot or elsewhere.
+    let slot = |id: &str| Slot::of(DEFAULT_NAMESPACE, id);
+    let in_its_slot =
+        (0..100_000).map(|n| format!("other-{n}")).find(|id| slot(id) == slot("broken"));
+    for other in ["whole", &in_its_slot.unwrap()] {
+        let request =
+            v1::DescribeWorkflowRequest { run_id: broken.run_id.clone(), ..describe(other) };
+        let refused = client.describe_workflow(request).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::NotFound, "{other}: {refused}");
+    }
     let neighbour = client.describe_workflow(describe("whole")).await.unwrap().into_inner();
     assert_eq!(neighbour.info.unwrap().run_id, whole.run_id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_description_fits_into_a_message_and_says_what_it_leaves_out() {
+    const SIGNALS: usize = 10;
+    let world = World::sqlite().await;
+    let mut client = world.client().await.max_decoding_message_size(64 << 20);
+    client.start_workflow(start("one")).await.unwrap();
+    for _ in 0..SIGNALS {
+        let large = payload(&"x".repeat(1 << 20));
+        let request = v1::SignalWorkflowRequest { arguments: vec![large], ..signal("one") };
+        client.signal_workflow(request).await.unwrap();
+    }
+    let description = client.describe_workflow(describe("one")).await.unwrap().into_inner();
+    assert!(description.encoded_len() < 5 << 20, "{}", description.encoded_len());
+    assert_eq!(description.inbox.len() + description.inbox_left_out as usize, SIGNALS);
+    assert!(!description.inbox.is_empty());
 }

@@ -284,6 +284,19 @@ impl RawWorker {
         }))
         .await;
     }
+
+    /// Fails an attempt, which is to be repeated after that time.
+    pub(crate) async fn fail_activity(&self, task: &v1::ActivityTask, next_delay: Duration) {
+        self.say(worker_item::Kind::ActivityFailed(v1::ActivityTaskFailed {
+            token: task.token.clone(),
+            failure: Some(v1::Failure {
+                kind: "Busy".to_owned(),
+                next_delay_us: Some(next_delay.as_micros() as i64),
+                ..v1::Failure::default()
+            }),
+        }))
+        .await;
+    }
 }
 
 fn request(item: worker_item::Kind) -> SessionRequest {

@@ -71,10 +71,7 @@ impl Activity {
             Attempt::BackingOff { .. } | Attempt::Ready { may_be_out: false, .. } => {
                 Some(Work::NoneInFlight)
             }
-            // The wait for a worker would count anew with each load.
-            Attempt::Ready { may_be_out: true, .. } => {
-                self.schedule_to_start().is_none().then_some(Work::Unclaimed)
-            }
+            Attempt::Ready { may_be_out: true, .. } => Some(Work::Unclaimed),
             Attempt::Running(_) | Attempt::Unknown { .. } => None,
         }
     }
@@ -173,7 +170,7 @@ impl Run {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use onward_proto::v1::PendingActivityState;
+    use onward_proto::v1::{PendingActivityState, RetryPolicy};
 
     use super::super::super::{fixture::*, *};
 
@@ -272,6 +269,21 @@ mod tests {
         assert!(leaves(history().task([call(1)]).dispatched(1).broke(1, "Flaky")), "it backs off");
         assert!(leaves(history()), "a task waits for a worker");
         assert!(!leaves(history().handed_out()), "a task is in flight");
+    }
+
+    #[test]
+    fn a_run_stays_if_a_wait_for_a_worker_would_count_anew() {
+        let leaves = |story: Story| story.run.can_leave().is_some();
+        let waits = |number| {
+            call_with(number, timeouts("schedule-to-start", secs(60)), RetryPolicy::default())
+        };
+        let unclaimed = |command| history().task([command]).dispatched(1).reload().passes(secs(10));
+        assert!(leaves(history().task([waits(1)])));
+        assert!(leaves(unclaimed(call(1))));
+        assert!(!leaves(unclaimed(waits(1))));
+        // The load that brings it back would take the second for one that may be out as well.
+        assert!(!leaves(unclaimed(call(1)).signal("s").task([waits(2)])));
+        assert!(leaves(unclaimed(call(1)).signal("s").task([call(2)])));
     }
 
     #[test]

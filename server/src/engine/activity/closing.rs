@@ -84,6 +84,21 @@ pub(in crate::engine) fn closed_activity(fact: &HistoryEvent) -> Option<(u32, u3
         Attributes::ActivityFailed(closed) => Some((closed.number, closed.attempt)),
         Attributes::ActivityTimedOut(closed) => Some((closed.number, closed.attempt)),
         Attributes::ActivityCancelled(closed) => Some((closed.number, closed.attempt)),
-        _ => None,
+        Attributes::WorkflowExecutionStarted(_)
+        | Attributes::WorkflowExecutionCancelRequested(_)
+        | Attributes::WorkflowExecutionCompleted(_)
+        | Attributes::WorkflowExecutionFailed(_)
+        | Attributes::WorkflowExecutionCancelled(_)
+        | Attributes::WorkflowExecutionTimedOut(_)
+        | Attributes::WorkflowExecutionTerminated(_)
+        | Attributes::WorkflowTaskCompleted(_)
+        | Attributes::WorkflowTaskFailed(_)
+        | Attributes::ActivityScheduled(_)
+        | Attributes::ActivityCancelRequested(_)
+        | Attributes::TimerStarted(_)
+        | Attributes::TimerFired(_)
+        | Attributes::TimerCancelled(_)
+        | Attributes::SignalReceived(_)
+        | Attributes::MarkerRecorded(_) => None,
     }
 }

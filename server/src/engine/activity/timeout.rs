@@ -50,7 +50,7 @@ impl Activity {
     }
 
     /// When the first attempt has waited too long for a worker.
-    pub(super) fn schedule_to_start(&self) -> Option<Timestamp> {
+    pub(in crate::engine) fn schedule_to_start(&self) -> Option<Timestamp> {
         let Attempt::Ready { since, may_be_out } = self.attempt else { return None };
         if self.attempts() > 0 {
             return None;
@@ -67,7 +67,7 @@ impl Activity {
             Some(heartbeat) if heartbeat < start_to_close => {
                 (heartbeat, ActivityTimeoutKind::Heartbeat)
             }
-            _ => (start_to_close, ActivityTimeoutKind::StartToClose),
+            Some(_) | None => (start_to_close, ActivityTimeoutKind::StartToClose),
         }
     }
 

@@ -191,7 +191,6 @@ impl Lane {
         let mut committing = self.committing.take().expect("only a batch under way has an answer");
         tracing::error!(shard = %self.shard, reason, runs = committing.runs.len(), "a batch is refused");
         if let (1, Some((run_id, waiting))) = (committing.runs.len(), committing.runs.pop_first()) {
-            self.node.park(self.shard, run_id, reason);
             // Who waits for it would ask for the same again, and the lane would load for ever.
             let refusal = Refusal::Parked { run_id, reason: reason.to_owned() };
             for deferred in waiting.into_iter().chain(self.open.forget(run_id)) {
@@ -200,10 +199,10 @@ impl Lane {
             for waiter in self.waiters.remove(&run_id).unwrap_or_default() {
                 drop(waiter.send(Err(refusal.clone())));
             }
-        } else {
-            self.node.be_careful(self.shard);
+            return self.park_and_reload(run_id, reason.to_owned());
         }
-        LaneEnd::Reload { owned: self.owned, renewed: self.lease.last_renewed() }
+        self.node.be_careful(self.shard);
+        self.reload()
     }
 
     fn resolve(&self) {

@@ -16,6 +16,7 @@ use super::{
     super::{
         batch::read_row,
         message::{FromWorker, Mail, Refusal, Request},
+        node::Parked,
     },
     Beside, HORIZON, IdKey, Lane, LaneEnd, READ_AHEAD,
     runs::Entry,
@@ -230,18 +231,23 @@ impl Lane {
         self.waiting_bytes -= waiting.iter().map(Mail::request_bytes).sum::<usize>();
         let is_new = !self.runs.contains_key(&run_id);
         if is_new {
-            let rebuilt = match loaded {
-                Loaded::Run(run) => self.rebuild(*run),
-                Loaded::Corrupt(reason) => Err(reason),
+            match loaded {
+                Loaded::Run(run) => {
+                    let workflow = Some((run.row.namespace_id, run.row.workflow_id.clone()));
+                    if let Err(reason) = self.rebuild(*run) {
+                        self.park(run_id, Parked { workflow, reason });
+                    }
+                }
+                Loaded::Corrupt { row, reason } => {
+                    let workflow = row.map(|row| (row.namespace_id, row.workflow_id));
+                    self.park(run_id, Parked { workflow, reason });
+                }
                 Loaded::Missing => {
                     for letter in waiting {
                         self.refuse_unknown(run_id, letter);
                     }
                     return;
                 }
-            };
-            if let Err(reason) = rebuilt {
-                self.park(run_id, &reason);
             }
         }
         for letter in waiting {
@@ -310,18 +316,32 @@ impl Lane {
     }
 
     /// A run whose records cannot be read stays out of memory; the rest goes on.
-    fn park(&mut self, run_id: RunId, reason: &str) {
+    fn park(&mut self, run_id: RunId, parked: Parked) {
+        self.report_parked(run_id, &parked);
+        self.parked.insert(run_id, parked);
+    }
+
+    fn report_parked(&self, run_id: RunId, parked: &Parked) {
+        let reason = &parked.reason;
         tracing::error!(shard = %self.shard, %run_id, reason, "a run is parked");
         self.node.metrics.parked();
-        self.parked.insert(run_id, reason.to_owned());
     }
 
     /// Parks a run that is in memory. What is staged of it cannot be taken back alone, so the lane
     /// loads again without it.
-    pub(super) fn park_and_reload(&self, run_id: RunId, reason: &str) -> LaneEnd {
-        tracing::error!(shard = %self.shard, %run_id, reason, "a run is parked");
-        self.node.metrics.parked();
-        self.node.park(self.shard, run_id, reason);
+    pub(super) fn park_and_reload(&self, run_id: RunId, reason: String) -> LaneEnd {
+        let workflow = self.runs.get(&run_id).map(|entry| {
+            let identity = entry.run.identity();
+            (identity.namespace_id, identity.workflow_id.clone())
+        });
+        let parked = Parked { workflow, reason };
+        self.report_parked(run_id, &parked);
+        self.node.park(self.shard, run_id, parked);
+        self.reload()
+    }
+
+    /// The lane ends, and begins again with what is durable.
+    pub(super) fn reload(&self) -> LaneEnd {
         LaneEnd::Reload { owned: self.owned, renewed: self.lease.last_renewed() }
     }
 

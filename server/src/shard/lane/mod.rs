@@ -40,7 +40,7 @@ use super::{
     lease::Lease,
     mailbox::Letter,
     message::{LeaseNews, Mail, Refusal, Reply, Request},
-    node::Node,
+    node::{Node, Parked},
 };
 use crate::{
     dispatch::Match,
@@ -125,7 +125,7 @@ pub(crate) struct Lane {
     /// Hot runs that have left, and what their loads have to know. Dispatch has their offers.
     away: BTreeMap<RunId, Work>,
     /// Runs whose records cannot be read or stored, and why.
-    parked: BTreeMap<RunId, String>,
+    parked: BTreeMap<RunId, Parked>,
     /// Who waits for a run's result.
     waiters: BTreeMap<RunId, Vec<Reply<WorkflowOutcome>>>,
     /// How many runs had such when those who had gone were last forgotten.

@@ -149,8 +149,11 @@ impl Lane {
 
     /// Goes on with a request whose run is known; loads it first if need be.
     pub(super) fn with_run(&mut self, run_id: RunId, request: Request) {
-        if let Some(reason) = self.parked.get(&run_id) {
-            return request.refuse(Refusal::Parked { run_id, reason: reason.clone() });
+        if let Some(parked) = self.parked.get(&run_id) {
+            if request.target().is_some_and(|target| parked.is_of_another(target)) {
+                return request.refuse_not_found();
+            }
+            return request.refuse(Refusal::Parked { run_id, reason: parked.reason.clone() });
         }
         if self.runs.contains_key(&run_id) {
             self.touch_idle(run_id);

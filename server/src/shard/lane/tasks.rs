@@ -265,7 +265,7 @@ impl Lane {
         };
         match self.whole_history(run_id, &page, &mut task) {
             Ok(next_position) => self.send_task(run_id, &session, task_id, task, next_position),
-            Err(reason) => return Some(self.park_and_reload(run_id, &reason)),
+            Err(reason) => return Some(self.park_and_reload(run_id, reason)),
         }
         None
     }

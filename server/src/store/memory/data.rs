@@ -12,9 +12,9 @@ use onward_proto::{NamespaceId, RunId, SLOTS, Timestamp};
 use uuid::Uuid;
 
 use super::super::{
-    Batch, CommitId, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, LoadedRun, NewestRun,
-    Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, ShardRow, Shards, Take, Taken,
-    Verdict, even_shards, row, slot_column,
+    Batch, CommitId, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, Renewal,
+    Renewed, Resolve, Resolved, Result, RunRow, ShardId, ShardRow, Shards, Take, Taken, Verdict,
+    even_shards, row, slot_column,
 };
 
 /// How many transactions can be lost again.
@@ -428,13 +428,7 @@ impl Data {
             bytes += journal.clone().map(|(_, records)| records.len()).sum::<usize>();
             let pending = self.pending.range(rows);
             let pending = pending.map(|((_, number), data)| (*number, data.clone())).collect();
-            loaded.push(match (self.read_run(*run_id), row::whole_journal(*run_id, journal)) {
-                (Some(row), Ok(journal)) => {
-                    Loaded::Run(Box::new(LoadedRun { row, journal, pending }))
-                }
-                (Some(_), Err(error)) => Loaded::Corrupt(error.to_string()),
-                (None, _) => Loaded::Missing,
-            });
+            loaded.push(row::loaded_run(self.read_run(*run_id), journal, pending));
         }
         loaded
     }
