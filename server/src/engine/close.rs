@@ -185,7 +185,10 @@ pub(super) fn broken_limit(limit: &Limit) -> Failure {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use onward_proto::v1::{ActivityTimeouts, RetryPolicy, WorkflowTaskFailureCause};
+    use onward_proto::v1::{
+        ActivityTimeouts, RetryPolicy, WorkflowStatus as Status, WorkflowTaskFailureCause,
+        WorkflowTimeoutKind as Kind,
+    };
 
     use super::super::{fixture::*, *};
 
@@ -270,9 +273,33 @@ mod tests {
         for close in [complete(&big), fail(&big)] {
             let story = history_of(&start_request(), limits.clone()).task([close]);
             let story = story.then_history("started task(0) FAILED!");
-            let outcome = story.run.outcome().unwrap();
-            assert!(outcome.failure.unwrap().message.starts_with("payload_bytes_per_command"));
+            let failure = story.run.outcome().unwrap().failure.unwrap();
+            assert!(
+                failure.message.starts_with("payload_bytes_per_command is limited to 100, got")
+            );
+            assert_eq!((&*failure.kind, failure.non_retryable), ("onward::Limit", true));
         }
+    }
+
+    #[test]
+    fn the_outcome_says_how_a_run_ended_and_with_what() {
+        let outcome = |story: Story| story.run.outcome().unwrap();
+        let done = outcome(history().task([complete("done")]));
+        assert_eq!((done.status(), done.result), (Status::Completed, Some(payload("done"))));
+        let failed = outcome(history().task([fail("Broken")]));
+        assert_eq!((failed.status(), failed.failure), (Status::Failed, Some(failure("Broken"))));
+        let cancelled = outcome(history().cancel_asked().task([cancel()]));
+        assert_eq!(
+            (cancelled.status(), cancelled.failure),
+            (Status::Cancelled, Some(failure("Stopped")))
+        );
+        let terminated = outcome(history().terminated());
+        let reason = terminated.failure.clone().unwrap();
+        assert_eq!(terminated.status(), Status::Terminated);
+        assert_eq!((&*reason.kind, &*reason.message), ("onward::Terminated", "enough"));
+        let start = Start { execution_timeout_us: secs(1), ..start_request() };
+        let late = outcome(history_of(&start, Limits::default()).passes(secs(1)));
+        assert_eq!((late.status(), late.timeout_kind()), (Status::TimedOut, Kind::Execution));
     }
 
     #[test]

@@ -218,7 +218,10 @@ impl Activity {
         };
         let next_attempt_at = match self.attempt {
             Attempt::BackingOff { until } if until > now => until.as_micros(),
-            _ => 0,
+            Attempt::BackingOff { .. }
+            | Attempt::Ready { .. }
+            | Attempt::Running(_)
+            | Attempt::Unknown { .. } => 0,
         };
         PendingActivityInfo {
             number: self.number(),
@@ -263,7 +266,8 @@ impl Activity {
         let mut sentence = format!("activity {} {name}", self.number());
         if self.attempts() > 0 {
             let since = text(now.since(self.scheduled_at).as_micros());
-            sentence = format!("{sentence} has failed {} times in {since}", self.attempts());
+            let times = if self.attempts() == 1 { "time" } else { "times" };
+            sentence = format!("{sentence} has failed {} {times} in {since}", self.attempts());
             match self.last_failure() {
                 Some(failure) => sentence = format!("{sentence} ({})", failure.message),
                 None => sentence.push_str(" (it took too long)"),
@@ -319,9 +323,12 @@ fn text(micros: u128) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use onward_proto::v1::WorkflowTaskFailureCause;
+    use onward_proto::v1::{Command, RetryPolicy};
 
-    use super::super::fixture::*;
+    use super::{
+        super::{Input, Start, fixture::*},
+        *,
+    };
 
     #[test]
     fn it_says_what_a_run_waits_for() {
@@ -349,7 +356,7 @@ mod tests {
         assert_eq!(
             history().task([call(1)]).dispatched(1).broke(1, "Flaky").with_pollers(1),
             [
-                "activity 1 charge has failed 1 times in 0 ms (it was Flaky); the next attempt is due in \
+                "activity 1 charge has failed 1 time in 0 ms (it was Flaky); the next attempt is due in \
               1 s"
             ]
         );
@@ -357,7 +364,129 @@ mod tests {
             history().task([call(1)]).dispatched(1).reload().with_pollers(1),
             ["activity 1 charge: may still run on a worker that has not come back"]
         );
+        assert_eq!(
+            history().task([call(1)]).with_pollers(1),
+            ["activity 1 charge: waits for a free worker of queue default"]
+        );
+        let story = history().task([call(1)]).dispatched(1).after(secs(2));
+        assert_eq!(story.with_pollers(0), ["activity 1 charge: runs on worker w1 since 2 s"]);
+        assert_eq!(
+            story.session_lost(1).with_pollers(0),
+            ["activity 1 charge: its worker w1 is gone and may come back"]
+        );
         assert!(history().terminated().with_pollers(0).is_empty());
+    }
+
+    #[test]
+    fn it_tells_the_end_of_a_timeout_and_what_takes_too_long() {
+        let start = Start { run_timeout_us: secs(3_600), ..start_request() };
+        let short = call_with(1, timeouts("start-to-close", secs(1)), RetryPolicy::default());
+        let story = history_of(&start, Limits::default()).task([short]).dispatched(1);
+        assert_eq!(
+            story.passes(secs(1)).with_pollers(1),
+            [
+                "activity 1 charge has failed 1 time in 1 s (it took too long); the next attempt \
+                 is due in 1 s",
+                "its timeout is due in 59 min"
+            ]
+        );
+    }
+
+    #[test]
+    fn those_in_trouble_and_those_due_first_get_a_sentence_of_their_own() {
+        let waits = |commands: Vec<Command>| {
+            let story = history().handed_out();
+            let completion = story.completion(commands);
+            story.when(&Input::CompleteTask(completion))
+        };
+        let story = waits((1..=5).map(call).collect());
+        assert_eq!(story.with_pollers(1).len(), 5);
+        let story = waits((1..=7).map(call).collect()).dispatched(6).broke(6, "Flaky");
+        let sentences = story.with_pollers(1);
+        assert!(sentences[0].starts_with("activity 6 charge has failed"), "{sentences:?}");
+        assert!(sentences[4].starts_with("activity 4 charge: waits"), "{sentences:?}");
+        assert_eq!(sentences[5..], ["2 more activities"]);
+        let timers = |count: u32| (1..=count).map(|n| timer(n, secs(100 - i64::from(n)))).collect();
+        assert_eq!(waits(timers(5)).with_pollers(1).len(), 5);
+        let sentences = waits(timers(7)).with_pollers(1);
+        assert_eq!(sentences[0], "timer 7 is due in 93 s");
+        assert_eq!(sentences[5..], ["2 more timers"]);
+    }
+
+    #[test]
+    fn it_says_where_each_attempt_stands() {
+        use PendingActivityState::{BackingOff, CancelRequested, Claimed, Queued, Running};
+        let stands = |story: &Story| {
+            let description = story.run.describe(story.now, &|_| 1, &story.limits);
+            let activity = &description.pending_activities[0];
+            let wait = match activity.next_attempt_at_us {
+                0 => 0,
+                time => time - story.now.as_micros(),
+            };
+            (activity.state(), activity.attempt, activity.identity.clone(), wait)
+        };
+        let queued = || history().task([call(1)]);
+        let running = || queued().dispatched(1);
+        let backs_off = || running().broke(1, "Flaky");
+        let none = String::new;
+        let w1 = || "w1".to_owned();
+        assert_eq!(stands(&queued()), (Queued, 1, none(), 0));
+        assert_eq!(stands(&running()), (Running, 1, w1(), 0));
+        assert_eq!(stands(&running().session_lost(1)), (Claimed, 1, w1(), 0));
+        assert_eq!(stands(&running().reload()), (Claimed, 1, none(), 0));
+        assert_eq!(stands(&backs_off()), (BackingOff, 2, none(), secs(1)));
+        assert_eq!(stands(&backs_off().after(secs(1))), (BackingOff, 2, none(), 0), "it is due");
+        assert_eq!(stands(&backs_off().passes(secs(1))), (Queued, 2, none(), 0));
+        let stopping = running().signal("a").task([cancel_call(1)]);
+        assert_eq!(stands(&stopping), (CancelRequested, 1, w1(), 0));
+    }
+
+    #[test]
+    fn it_says_where_the_workflow_task_stands() {
+        use WorkflowTaskState::{BackingOff, InFlight, None, Queued};
+        let stands = |story: &Story| {
+            let description = story.run.describe(story.now, &|_| 1, &story.limits);
+            let task = description.task.unwrap();
+            let wait = match task.next_attempt_at_us {
+                0 => 0,
+                time => time - story.now.as_micros(),
+            };
+            (task.state(), task.attempt, task.identity, wait)
+        };
+        let none = String::new;
+        let w1 = || "w1".to_owned();
+        assert_eq!(stands(&history()), (Queued, 1, none(), 0));
+        assert_eq!(stands(&history().handed_out()), (InFlight, 1, w1(), 0));
+        assert_eq!(stands(&history().task([])), (None, 1, none(), 0));
+        let story = history().handed_out().task_failed(WorkflowTaskFailureCause::Panic);
+        assert_eq!(stands(&story), (BackingOff, 2, w1(), secs(1)));
+        assert_eq!(stands(&story.after(secs(1))), (Queued, 2, w1(), 0), "it is due");
+    }
+
+    #[test]
+    fn an_activity_that_failed_often_is_an_incident() {
+        let limits = Limits { incident_attempts: 2, ..Limits::default() };
+        let incidents = |story: &Story| {
+            let description = story.run.describe(story.now, &|_| 1, &story.limits);
+            (description.info.unwrap().incident, description.pending_activities[0].incident)
+        };
+        let story = history_of(&start_request(), limits).task([call(1)]);
+        let story = story.dispatched(1).broke(1, "Flaky").passes(secs(1));
+        assert_eq!(incidents(&story), (false, false));
+        assert_eq!(incidents(&story.dispatched(1).broke(1, "Flaky")), (true, true));
+    }
+
+    #[test]
+    fn a_time_is_told_in_its_largest_unit() {
+        let told: Vec<_> = [0, 999, 1_000, 119_999, 120_000, 7_199_999, 7_200_000, 172_799_999]
+            .into_iter()
+            .chain([172_800_000])
+            .map(|millis| text(millis * 1_000))
+            .collect();
+        assert_eq!(
+            told,
+            ["0 ms", "999 ms", "1 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d"]
+        );
     }
 
     #[test]

@@ -543,7 +543,8 @@ pub(super) fn fail(kind: &str) -> Command {
 }
 
 pub(super) fn cancel() -> Command {
-    command(0, Kind::CancelWorkflow(CancelWorkflow { failure: None, unread_signals: Vec::new() }))
+    let failure = Some(failure("Stopped"));
+    command(0, Kind::CancelWorkflow(CancelWorkflow { failure, unread_signals: Vec::new() }))
 }
 
 /// Events in words.
