@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use onward_proto::v1::{Claim, server_item};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{
     lane::{LEASE, Lane, LaneEnd, Owned},
@@ -20,12 +20,14 @@ use super::{
     node::{LaneAddress, Node},
 };
 use crate::{
-    background,
+    background::{self, DueAsk},
     store::{CommitId, ShardRow, Take, Taken},
 };
 
 /// How often a shard that is not ours is looked at.
 const WATCH: Duration = Duration::from_millis(500);
+/// Questions about sleeping runs that wait to be read together; the rest waits at its lane.
+const ASKS: usize = 256;
 /// Waits between two tries while the database is away.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -34,11 +36,14 @@ const RETRY: Duration = Duration::from_millis(200);
 /// # Cancel safety
 /// Not cancel safe: leases would run out instead of being released.
 pub(crate) async fn serve(node: Arc<Node>, stop: watch::Receiver<bool>) {
+    let (due_asks, asks) = mpsc::channel(ASKS);
     let mut shards = Vec::new();
     for row in read_shards(&node, &stop).await {
-        let shard = Shard { node: Arc::clone(&node), row, stop: stop.clone() };
+        let (node, stop, due_asks) = (Arc::clone(&node), stop.clone(), due_asks.clone());
+        let shard = Shard { node: Arc::clone(&node), row, stop, due_asks };
         shards.push(node.env.spawn(shard.serve()));
     }
+    let reading = node.env.spawn(background::read_due_runs(Arc::clone(&node), asks, stop.clone()));
     let renewal = node.env.spawn(background::renew_leases(Arc::clone(&node), stop.clone()));
     let pruning = node.env.spawn(background::prune_batches(Arc::clone(&node), stop));
     for shard in shards {
@@ -46,7 +51,7 @@ pub(crate) async fn serve(node: Arc<Node>, stop: watch::Receiver<bool>) {
             tracing::error!(%error, "a shard's task has ended badly");
         }
     }
-    for task in [renewal, pruning] {
+    for task in [reading, renewal, pruning] {
         if let Err(error) = task.await {
             tracing::error!(%error, "a background task has ended badly");
         }
@@ -70,6 +75,7 @@ struct Shard {
     node: Arc<Node>,
     row: ShardRow,
     stop: watch::Receiver<bool>,
+    due_asks: mpsc::Sender<DueAsk>,
 }
 
 impl Shard {
@@ -175,8 +181,15 @@ impl Shard {
         let lease = Arc::new(Lease::new(shard, owned, renewed));
         let careful = node.is_careful(shard);
         let slots = self.row.slots.clone();
-        let lane =
-            Lane::new(Arc::clone(node), shard, slots.clone(), Arc::clone(&lease), owned, careful);
+        let lane = Lane::new(
+            Arc::clone(node),
+            shard,
+            slots.clone(),
+            Arc::clone(&lease),
+            owned,
+            careful,
+            self.due_asks.clone(),
+        );
         let (mail, mailbox) = Mailbox::new();
         let incarnation = lane.incarnation();
         node.leases().insert(shard, (Arc::clone(&lease), mail.clone()));
@@ -200,7 +213,6 @@ impl Shard {
             Ok(end) => end,
             Err(error) => {
                 tracing::error!(%shard, %error, "the lane has failed; taking the shard anew");
-                node.dispatch.drop_lane(shard);
                 node.env.sleep(RETRY).await;
                 LaneEnd::Fenced
             }

@@ -1,9 +1,9 @@
-//! Bringing runs into memory: looks at workflow ids, loads, recovery, and the due reader.
+//! Bringing runs into memory: looks at workflow ids, loads, recovery, and deadlines read ahead.
 //!
 //! All reads go beside the lane. What names a run that is being read waits behind the read; other
 //! runs go on.
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc, time::Duration};
+use std::{ops::Bound, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onward_proto::{
@@ -11,6 +11,7 @@ use onward_proto::{
     v1::{JournalRow, PendingActivity},
 };
 use prost::Message as _;
+use tokio::sync::oneshot;
 
 use super::{
     super::{
@@ -22,6 +23,7 @@ use super::{
     runs::Entry,
 };
 use crate::{
+    background::DueAsk,
     engine::{Requests, Run, RunIdentity, Stored, Work},
     store::{DueRun, Loaded, LoadedRun, NewestRun, WakeAt},
 };
@@ -43,8 +45,6 @@ const HOT_PAGE: u32 = 1_000;
 const RECOVERED: usize = 100_000;
 /// How slowly: a page each time.
 const RECOVERY_PACE: Duration = Duration::from_secs(1);
-/// Due runs of one slot that are read at once.
-const DUE_PER_SLOT: u32 = 1_000;
 
 /// How far the list of hot runs has been read.
 #[derive(Debug, Clone, Copy)]
@@ -394,40 +394,31 @@ impl Lane {
         }
     }
 
-    /// Reads the deadlines of sleeping runs ahead of time. The horizon is raised before the read
+    /// Asks for the deadlines of sleeping runs ahead of time. The horizon is raised before the read
     /// is sent: a run that goes cold meanwhile compares its deadline with the new one.
     pub(super) fn read_ahead(&mut self) {
         let boot = self.node.env.boot();
         if self.read_ahead_under_way || boot < self.next_read_ahead {
             return;
         }
-        self.next_read_ahead = boot + READ_AHEAD;
+        // All lanes of the node at the same moments, so that one statement serves them all.
+        let periods = boot.as_secs() / READ_AHEAD.as_secs() + 1;
+        self.next_read_ahead = Duration::from_secs(periods * READ_AHEAD.as_secs());
         self.read_ahead_under_way = true;
         let from = self.horizon;
         // The smallest value stands for hot runs, which recovery reads.
         let from = if from == Timestamp::MIN { Timestamp::from_micros(i64::MIN + 1) } else { from };
         let horizon = self.now() + HORIZON;
         self.horizon = horizon;
-        let slots = self.slots.clone();
-        let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
+        let (answer, due) = oneshot::channel();
+        let ask = DueAsk { slots: self.slots.clone(), from, horizon, answer };
+        let (asks, beside) = (self.due_asks.clone(), self.beside_tx.clone());
         self.node.env.spawn(async move {
-            let mut limit = DUE_PER_SLOT;
-            loop {
-                match node.store.due_runs(slots.clone(), from, horizon, limit).await {
-                    // A slot that gave all it was asked for may have more.
-                    Ok(due) if most_in_a_slot(&due) >= limit as usize => limit *= 4,
-                    Ok(due) => {
-                        drop(beside.send(Beside::Due(due)).await);
-                        return;
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot read due runs yet");
-                        node.env.sleep(RETRY).await;
-                    }
-                }
-                if beside.is_closed() {
-                    return;
-                }
+            // Without an answer the node stops.
+            if asks.send(ask).await.is_ok()
+                && let Ok(due) = due.await
+            {
+                drop(beside.send(Beside::Due(due)).await);
             }
         });
     }
@@ -441,14 +432,6 @@ impl Lane {
             }
         }
     }
-}
-
-fn most_in_a_slot(due: &[DueRun]) -> usize {
-    let mut counts = BTreeMap::<u16, usize>::new();
-    for run in due {
-        *counts.entry(run.run_id.slot().get()).or_default() += 1;
-    }
-    counts.into_values().max().unwrap_or(0)
 }
 
 fn read_journal(rows: &[Bytes]) -> Result<Vec<JournalRow>, String> {

@@ -43,6 +43,7 @@ use super::{
     node::{Node, Parked},
 };
 use crate::{
+    background::DueAsk,
     dispatch::Match,
     engine::{Decision, Effect, Incarnation, SessionId, TaskId, Token, Work},
     store::{CommitId, Error as StoreError, Loaded, NewestRun, Resolved, ShardId},
@@ -171,8 +172,17 @@ pub(crate) struct Lane {
     task_counter: u64,
     draining: bool,
 
+    due_asks: mpsc::Sender<DueAsk>,
     beside_tx: mpsc::Sender<Beside>,
     beside: mpsc::Receiver<Beside>,
+}
+
+/// Everybody who waits is told to ask again, however the lane ends: their senders are dropped.
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.node.dispatch.drop_lane(self.shard);
+        self.node.metrics.in_memory(-(self.runs.len() as i64));
+    }
 }
 
 impl Lane {
@@ -183,6 +193,7 @@ impl Lane {
         lease: Arc<Lease>,
         owned: Owned,
         careful: bool,
+        due_asks: mpsc::Sender<DueAsk>,
     ) -> Self {
         let (beside_tx, beside) = mpsc::channel(BESIDE);
         let incarnation = Incarnation(node.env.random());
@@ -225,6 +236,7 @@ impl Lane {
             attempts_out: BTreeMap::new(),
             task_counter: 0,
             draining: false,
+            due_asks,
             beside_tx,
             beside,
             node,
@@ -242,7 +254,6 @@ impl Lane {
         let mut letters = Vec::with_capacity(TURN);
         loop {
             if let Some(end) = self.turn() {
-                self.drop_everything();
                 return end;
             }
             let pause = self.pause();
@@ -253,19 +264,16 @@ impl Lane {
                 biased;
                 Some(news) = self.beside.recv() => {
                     if let Some(end) = self.on_beside(news) {
-                        self.drop_everything();
                         return end;
                     }
                 }
                 count = mail.recv_many(&mut letters, TURN), if reads => {
                     if count == 0 {
                         // The node is gone without a drain: what is staged is as good as lost.
-                        self.drop_everything();
                         return LaneEnd::Drained(self.owned);
                     }
                     for letter in letters.drain(..) {
                         if let Some(end) = self.on_mail(letter.mail) {
-                            self.drop_everything();
                             return end;
                         }
                     }
@@ -422,12 +430,6 @@ impl Lane {
     fn is_staged(&self, run_id: RunId) -> bool {
         self.open.get(run_id).is_some()
             || self.committing.as_ref().is_some_and(|batch| batch.runs.contains_key(&run_id))
-    }
-
-    /// Everybody who waits is told to ask again: their senders are dropped.
-    fn drop_everything(&mut self) {
-        self.node.dispatch.drop_lane(self.shard);
-        self.node.metrics.in_memory(-(self.runs.len() as i64));
     }
 
     /// The refusal for requests that a draining lane does not take.

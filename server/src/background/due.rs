@@ -1,0 +1,266 @@
+//! Reads the deadlines of sleeping runs ahead of time, for all lanes of the node at once.
+//!
+//! A lane asks after it has raised its horizon (`shard::lane::loads`), and all of them ask at the
+//! same moments: what the questions have in common is read with one statement.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
+
+use onward_proto::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    shard::Node,
+    store::{DueRun, Result},
+};
+
+/// Questions that come within this time are answered together.
+const TOGETHER: Duration = Duration::from_millis(5);
+/// Waits between two tries to read while the database is away.
+const RETRY: Duration = Duration::from_millis(100);
+/// Due runs of one slot that are read at once.
+const DUE_PER_SLOT: u32 = 1_000;
+
+/// A lane's question: which cold runs are due from `from` to `horizon`?
+#[derive(Debug)]
+pub(crate) struct DueAsk {
+    pub(crate) slots: Range<u16>,
+    pub(crate) from: Timestamp,
+    pub(crate) horizon: Timestamp,
+    pub(crate) answer: oneshot::Sender<Vec<DueRun>>,
+}
+
+impl DueAsk {
+    fn asks_for(&self, run: &DueRun) -> bool {
+        self.slots.contains(&run.run_id.slot().get())
+            && (self.from..=self.horizon).contains(&run.wake_at)
+    }
+}
+
+/// Answers until it is told to stop.
+pub(crate) async fn read_due_runs(
+    node: Arc<Node>,
+    mut asks: mpsc::Receiver<DueAsk>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut together = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.changed() => return,
+            count = asks.recv_many(&mut together, usize::MAX) => if count == 0 { return },
+        }
+        node.env.sleep(TOGETHER).await;
+        while let Ok(ask) = asks.try_recv() {
+            together.push(ask);
+        }
+        let Some(due) = read(&node, &together, &stop).await else { return };
+        for ask in together.drain(..) {
+            let due = due.iter().filter(|run| ask.asks_for(run)).copied().collect();
+            // A lane that has ended asks again when it is loaded.
+            drop(ask.answer.send(due));
+        }
+    }
+}
+
+/// Reads what any of them asks for. `None` when it is time to stop.
+async fn read(node: &Node, asks: &[DueAsk], stop: &watch::Receiver<bool>) -> Option<Vec<DueRun>> {
+    let from = asks.iter().map(|ask| ask.from).min()?;
+    let horizon = asks.iter().map(|ask| ask.horizon).max()?;
+    let mut due = Vec::new();
+    for slots in joined(asks.iter().map(|ask| ask.slots.clone()).collect()) {
+        due.extend(loop {
+            match read_slots(node, &slots, from, horizon).await {
+                Ok(due) => break due,
+                Err(error) => tracing::warn!(%error, "cannot read due runs yet"),
+            }
+            if *stop.borrow() {
+                return None;
+            }
+            node.env.sleep(RETRY).await;
+        });
+    }
+    Some(due)
+}
+
+async fn read_slots(
+    node: &Node,
+    slots: &Range<u16>,
+    from: Timestamp,
+    horizon: Timestamp,
+) -> Result<Vec<DueRun>> {
+    let mut limit = DUE_PER_SLOT;
+    loop {
+        let due = node.store.due_runs(slots.clone(), from, horizon, limit).await?;
+        // A slot that gave all it was asked for may have more.
+        if most_in_a_slot(&due) < limit as usize {
+            return Ok(due);
+        }
+        limit *= 4;
+    }
+}
+
+/// The same slots in as few ranges as that takes.
+fn joined(mut ranges: Vec<Range<u16>>) -> Vec<Range<u16>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u16>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+            Some(_) | None => joined.push(range),
+        }
+    }
+    joined
+}
+
+fn most_in_a_slot(due: &[DueRun]) -> usize {
+    let mut counts = BTreeMap::<u16, usize>::new();
+    for run in due {
+        *counts.entry(run.run_id.slot().get()).or_default() += 1;
+    }
+    counts.into_values().max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use bytes::Bytes;
+    use onward_proto::{DEFAULT_NAMESPACE, RunId, Slot, v1::WorkflowStatus};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        engine::Limits,
+        env::{Env, TokioBootClock},
+        shard::NodeOptions,
+        store::{
+            Batch, CallKind, CommitId, Committed, Fault, HistorySize, MemoryStore, NodeId, Plan,
+            RunRow, Store as _, Take, Taken, WakeAt,
+        },
+    };
+
+    fn at(micros: i64) -> Timestamp {
+        Timestamp::from_micros(micros)
+    }
+
+    /// A run of this slot that sleeps until `wake_at`.
+    fn sleeper(slot: u16, wake_at: i64) -> RunRow {
+        RunRow {
+            run_id: RunId::new(1, wake_at as u64, Slot::new(slot)),
+            namespace_id: DEFAULT_NAMESPACE,
+            workflow_id: format!("{slot} at {wake_at}"),
+            workflow_type: "sleep".into(),
+            task_queue: "q".into(),
+            status: WorkflowStatus::Running,
+            started_at: at(1),
+            closed_at: None,
+            wake_at: WakeAt::At(at(wake_at)),
+            history: HistorySize::default(),
+            memo: Bytes::new(),
+            requests: Bytes::new(),
+        }
+    }
+
+    /// A store with these runs.
+    async fn store_of(runs: Vec<RunRow>) -> MemoryStore {
+        let store = MemoryStore::new(|| at(1));
+        let node_id = NodeId(Uuid::from_u128(1));
+        let previous = CommitId(Uuid::from_u128(2));
+        let watched = store.shards(1).await.unwrap().rows.remove(0);
+        let (shard, address) = (watched.shard_id, String::new());
+        let take = Take { watched, node_id, address, commit_id: previous, lease_us: 1 };
+        let Taken::Owned { epoch, commit_seq, .. } = store.take(take).await.unwrap() else {
+            panic!("nobody else is there")
+        };
+        let batch = Batch {
+            shard_id: shard,
+            epoch,
+            commit_seq: commit_seq + 1,
+            commit_id: CommitId(Uuid::from_u128(3)),
+            previous,
+            renew_lease_us: None,
+            new_runs: runs,
+            run_updates: Vec::new(),
+            journal: Vec::new(),
+            pending: Vec::new(),
+        };
+        let committed = store.commit(Arc::new(batch)).await.unwrap();
+        assert!(matches!(committed, Committed::Committed { .. }));
+        store
+    }
+
+    /// The reader of a node with this store, and how to stop it.
+    fn reader(store: &MemoryStore) -> (mpsc::Sender<DueAsk>, watch::Sender<bool>) {
+        let node = Node::new(NodeOptions {
+            env: Env::seeded(Arc::new(TokioBootClock::start()), 1),
+            store: Arc::new(store.clone()),
+            limits: Limits::default(),
+            cache_bytes: 0,
+            waiting_bytes: 0,
+            shards: 1,
+        });
+        let (asks, receiver) = mpsc::channel(8);
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(read_due_runs(node, receiver, stopped));
+        (asks, stop)
+    }
+
+    async fn ask(
+        asks: &mpsc::Sender<DueAsk>,
+        slots: Range<u16>,
+        from: i64,
+        horizon: i64,
+    ) -> Vec<i64> {
+        let (answer, due) = oneshot::channel();
+        let ask = DueAsk { slots, from: at(from), horizon: at(horizon), answer };
+        asks.send(ask).await.unwrap();
+        due.await.unwrap().into_iter().map(|run| run.wake_at.as_micros()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lanes_that_ask_together_are_answered_with_one_statement_each_with_its_own() {
+        let runs = [(0, 10), (0, 30), (511, 20), (512, 15), (1023, 40)];
+        let store = store_of(runs.map(|(slot, wake_at)| sleeper(slot, wake_at)).to_vec()).await;
+        let (asks, _stop) = reader(&store);
+        let before = store.faults().calls();
+        let answers = tokio::join!(ask(&asks, 512..1024, 1, 39), ask(&asks, 0..512, 11, 30));
+        assert_eq!(answers, (vec![15], vec![30, 20]));
+        assert_eq!(store.faults().calls(), before + 1);
+        // Nobody asks for the slots between: they are not read.
+        let answers = tokio::join!(ask(&asks, 0..1, 1, 99), ask(&asks, 1023..1024, 1, 99));
+        assert_eq!(answers, (vec![10, 30], vec![40]));
+        assert_eq!(store.faults().calls(), before + 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_runs_of_one_slot_than_one_statement_reads_are_all_found() {
+        let many = i64::from(DUE_PER_SLOT) + 1;
+        let store = store_of((0..many).map(|n| sleeper(7, n)).collect()).await;
+        let (asks, _stop) = reader(&store);
+        assert_eq!(ask(&asks, 0..1024, 0, many).await, (0..many).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_that_is_away_is_asked_again_until_the_node_stops() {
+        let store = store_of(vec![sleeper(7, 10)]).await;
+        let (asks, stop) = reader(&store);
+        for _ in 0..3 {
+            store.faults().push(CallKind::Read, Fault::Refuse);
+        }
+        assert_eq!(ask(&asks, 0..1024, 0, 99).await, [10]);
+        store.faults().set_planner(|_| Plan::fault(Fault::Refuse));
+        let (answer, due) = oneshot::channel();
+        let ask = DueAsk { slots: 0..1024, from: at(0), horizon: at(99), answer };
+        asks.send(ask).await.unwrap();
+        stop.send(true).unwrap();
+        asks.closed().await;
+        assert!(due.await.is_err());
+    }
+
+    #[test]
+    fn slots_that_touch_or_overlap_are_read_as_one_range() {
+        assert_eq!(joined(vec![512..1024, 0..256, 256..512, 2000..2001]), [0..1024, 2000..2001]);
+        assert_eq!(joined(vec![0..10, 5..8, 11..12]), [0..10, 11..12]);
+        assert_eq!(joined(Vec::new()), []);
+    }
+}
