@@ -11,8 +11,8 @@ use std::{
 use fake::{Fake, Session, activity_task, first_task, run_id, task_id, token};
 use onward::{ActivityCtx, Ctx, Provide, Worker, WorkerBuilder, WorkerHandle, activity, workflow};
 use onward_proto::v1::{
-    self, CancelReason, WorkflowTaskFailureCause as Cause, server_item::Kind as ServerKind,
-    worker_item::Kind as WorkerKind,
+    self, CancelReason, WorkflowTaskFailureCause as Cause, command::Kind,
+    server_item::Kind as ServerKind, worker_item::Kind as WorkerKind,
 };
 use tokio::sync::Notify;
 
@@ -338,18 +338,19 @@ async fn shout(ctx: &Ctx, bytes: usize) -> onward::Result<String> {
 }
 
 #[tokio::test]
-async fn a_call_that_fits_into_no_message_fails_its_task_and_is_named() {
+async fn a_call_that_fits_into_no_message_goes_without_its_arguments_as_refused() {
     let (mut fake, gate) = (Fake::start(), Gate::default());
     let _worker = builder(&fake, &gate).workflows::<(shout,)>().spawn().await.unwrap();
     let mut session = fake.session().await;
     session.welcome().await;
     session.send([ServerKind::WorkflowTask(first_task(run_id(1, 5), 1, "shout", &["5000000"]))]);
-    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
-    assert_eq!(failed.cause(), Cause::BadCommands);
-    let message = failed.failure.unwrap().message;
-    assert!(message.starts_with("ActivityScheduled greet(#1), issued at sdk/tests/session.rs:"));
-    assert!(message.contains(" has 5000"), "{message}");
-    assert!(message.ends_with("; no message may have more than 4194304"), "{message}");
+    let WorkerKind::TaskCompleted(completed) = session.next_news().await else { panic!() };
+    let [command] = &completed.commands[..] else { panic!("{completed:?}") };
+    let Some(Kind::ScheduleActivity(schedule)) = &command.kind else { panic!("{command:?}") };
+    assert_eq!((&*schedule.activity_type, schedule.arguments.len()), ("greet", 0));
+    let broken = command.refused.as_ref().unwrap();
+    assert_eq!((&*broken.name, broken.limit), ("payload_bytes_per_command", 2 << 20));
+    assert!((5_000_000..5_000_100).contains(&broken.value), "{}", broken.value);
 }
 
 #[tokio::test]

@@ -91,6 +91,7 @@ impl Core {
             arguments_hash,
             summary,
             kind: Some(command),
+            refused: None,
         });
         Some(number)
     }

@@ -197,6 +197,7 @@ impl Core {
             call_site: marker.call_site.clone(),
             arguments_hash: marker.arguments_hash,
             summary: String::new(),
+            refused: None,
             kind: Some(Kind::RecordMarker(v1::RecordMarker {
                 kind: marker.kind,
                 name: marker.name.clone(),
@@ -228,6 +229,7 @@ impl Core {
             call_site: Some(site),
             arguments_hash: hash,
             summary: String::new(),
+            refused: None,
             kind: Some(Kind::RecordMarker(v1::RecordMarker {
                 kind: kind as i32,
                 name: name.to_owned(),

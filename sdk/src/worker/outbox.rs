@@ -21,6 +21,8 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
+use crate::limits::leave_out;
+
 /// One encoded [`v1::WorkerItem`].
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Item(Bytes);
@@ -193,14 +195,15 @@ impl Decoder for SessionCodec {
     }
 }
 
-/// A command that fits into no frame.
+/// A command that fits into no frame, even without its payloads.
 #[derive(Debug)]
 pub(crate) struct TooLarge {
     pub(crate) command: v1::Command,
     pub(crate) bytes: usize,
 }
 
-/// Splits a completion that is larger than a frame into parts of whole commands.
+/// Splits a completion that is larger than a frame into parts of whole commands. A command that
+/// fits into none goes without what makes it so large, to be recorded as refused.
 ///
 /// # Errors
 /// The command that fits into no frame.
@@ -216,11 +219,17 @@ pub(crate) fn completion_items(
     }
     let mut parts: Vec<Vec<v1::Command>> = vec![Vec::new()];
     let mut bytes = 0;
-    for command in mem::take(&mut completed.commands) {
+    let framed_len = |command: &v1::Command| {
         let len = command.encoded_len();
-        let framed = 1 + prost::length_delimiter_len(len) + len;
+        1 + prost::length_delimiter_len(len) + len
+    };
+    for mut command in mem::take(&mut completed.commands) {
+        if framed_len(&command) > room {
+            leave_out(&mut command, max_frame);
+        }
+        let framed = framed_len(&command);
         if framed > room {
-            return Err(Box::new(TooLarge { command, bytes: len }));
+            return Err(Box::new(TooLarge { bytes: command.encoded_len(), command }));
         }
         if bytes + framed > room {
             parts.push(Vec::new());
@@ -310,12 +319,31 @@ mod tests {
     }
 
     #[test]
-    fn a_small_completion_is_one_item_and_a_huge_command_fits_nowhere() {
+    fn a_small_completion_is_one_item() {
         let small = v1::TaskCompleted { commands: vec![command(10)], ..Default::default() };
         assert_eq!(completion_items(small, 64 * 1024).unwrap().len(), 1);
-        let huge = v1::TaskCompleted { commands: vec![command(70_000)], ..Default::default() };
-        let too_large = completion_items(huge.clone(), 64 * 1024).unwrap_err();
+    }
+
+    #[test]
+    fn a_command_that_fits_into_no_frame_goes_without_its_payloads() {
+        let commands = vec![command(10), command(70_000), command(20)];
+        let completed = v1::TaskCompleted { commands: commands.clone(), ..Default::default() };
+        let items = completion_items(completed, 64 * 1024).unwrap();
+        let [item] = &items[..] else { panic!("{} items", items.len()) };
+        let v1::worker_item::Kind::TaskCompleted(sent) = decode(item) else { panic!() };
+        assert_eq!((&sent.commands[0], &sent.commands[2]), (&commands[0], &commands[2]));
+        assert_eq!(sent.commands[1].refused.as_ref().unwrap().limit, 64 * 1024);
+    }
+
+    #[test]
+    fn a_command_that_is_too_large_even_so_is_named() {
+        let mut huge = command(10);
+        if let Some(v1::command::Kind::ScheduleActivity(schedule)) = &mut huge.kind {
+            schedule.activity_type = "a".repeat(70_000);
+        }
+        let completed = v1::TaskCompleted { commands: vec![huge], ..Default::default() };
+        let too_large = completion_items(completed, 64 * 1024).unwrap_err();
         assert!(too_large.bytes > 70_000);
-        assert_eq!(too_large.command, huge.commands[0]);
+        assert!(too_large.command.kind.is_some());
     }
 }

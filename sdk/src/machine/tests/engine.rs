@@ -445,7 +445,8 @@ fn unread(signals: &[u64]) -> String {
 }
 
 fn event_of(command: v1::Command) -> Attributes {
-    let v1::Command { number, call_site, arguments_hash, summary, kind } = command;
+    let v1::Command { number, call_site, arguments_hash, summary, kind, refused } = command;
+    assert_eq!(refused, None, "the machine knows nothing of messages");
     match kind.unwrap() {
         Kind::ScheduleActivity(call) => Attributes::ActivityScheduled(v1::ActivityScheduled {
             number,

@@ -114,7 +114,8 @@ impl<'a> Commands<'a> {
             Kind::CancelTimer(_) => self.cancel_timer(command.number)?,
             Kind::RecordMarker(marker) => self.record_marker(command, marker)?,
             Kind::CompleteWorkflow(complete) if last => {
-                match check_payloads(&complete.result, 0, self.limits) {
+                let payloads = || check_payloads(&complete.result, 0, self.limits);
+                match self.check_whole(command).and_then(|()| payloads()) {
                     Ok(()) => Attributes::WorkflowExecutionCompleted(WorkflowExecutionCompleted {
                         result: complete.result.clone(),
                         unread_signals: complete.unread_signals.clone(),
@@ -122,16 +123,18 @@ impl<'a> Commands<'a> {
                     Err(limit) => fail_workflow(limit, &complete.unread_signals),
                 }
             }
-            Kind::FailWorkflow(fail) if last => match self.check_failure(fail.failure.as_ref()) {
-                Ok(()) => Attributes::WorkflowExecutionFailed(WorkflowExecutionFailed {
-                    failure: fail.failure.clone(),
-                    unread_signals: fail.unread_signals.clone(),
-                    refused: None,
-                }),
-                Err(limit) => fail_workflow(limit, &fail.unread_signals),
-            },
+            Kind::FailWorkflow(fail) if last => {
+                match self.check_close(command, fail.failure.as_ref()) {
+                    Ok(()) => Attributes::WorkflowExecutionFailed(WorkflowExecutionFailed {
+                        failure: fail.failure.clone(),
+                        unread_signals: fail.unread_signals.clone(),
+                        refused: None,
+                    }),
+                    Err(limit) => fail_workflow(limit, &fail.unread_signals),
+                }
+            }
             Kind::CancelWorkflow(cancel) if last => {
-                match self.check_failure(cancel.failure.as_ref()) {
+                match self.check_close(command, cancel.failure.as_ref()) {
                     Ok(()) => Attributes::WorkflowExecutionCancelled(WorkflowExecutionCancelled {
                         failure: cancel.failure.clone(),
                         unread_signals: cancel.unread_signals.clone(),
@@ -145,6 +148,17 @@ impl<'a> Commands<'a> {
         };
         self.records.push(record(self.now, attributes));
         Ok(())
+    }
+
+    /// A command of which parts were left out says why.
+    fn check_whole(&self, command: &Command) -> Result<(), Limit> {
+        let Some(broken) = &command.refused else { return Ok(()) };
+        Err(Limit { name: harmless(&broken.name, self.limits), ..*broken })
+    }
+
+    fn check_close(&self, command: &Command, failure: Option<&Failure>) -> Result<(), Limit> {
+        self.check_whole(command)?;
+        self.check_failure(failure)
     }
 
     fn check_failure(&self, failure: Option<&Failure>) -> Result<(), Limit> {
@@ -233,6 +247,7 @@ impl<'a> Commands<'a> {
 
     /// Checks what stands beside a command for people.
     fn check_annotations(&self, command: &Command) -> Result<(), Limit> {
+        self.check_whole(command)?;
         check_text(&command.summary)?;
         match &command.call_site {
             Some(site) => check_id("call_site_bytes", &site.file, self.limits),
@@ -457,7 +472,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use onward_proto::v1::{
-        ActivityFailureCause, RecordMarker, command::Kind, history_event::Attributes,
+        ActivityFailureCause, Command, Limit, RecordMarker, command::Kind,
+        history_event::Attributes,
     };
 
     use super::super::super::{fixture::*, *};
@@ -488,6 +504,25 @@ mod tests {
         story.task([]).then_history(
             "started task(0) call1! call2 timer3! marker4! broke1#0:Refused fired3 task(2)",
         );
+    }
+
+    #[test]
+    fn a_command_that_comes_without_what_was_too_large_is_recorded_as_refused() {
+        let broken = Limit { name: "message_bytes".into(), limit: 9, value: 10 };
+        let left_out = |command: Command| Command { refused: Some(broken.clone()), ..command };
+        let calls = [call(1), timer(2, 1), marker(3, "v")].map(left_out);
+        let story = history().task(calls);
+        let story = story.then_history("started task(0) call1! timer2! marker3!");
+        let Some(Attributes::ActivityScheduled(event)) = &story.events()[2].attributes else {
+            panic!()
+        };
+        assert_eq!(event.refused.as_ref(), Some(&broken));
+        for close in [complete("done"), fail("Broken"), cancel()] {
+            let story = history().task([left_out(close)]);
+            let story = story.then_history("started task(0) FAILED!");
+            let failure = story.run.outcome().unwrap().failure.unwrap();
+            assert_eq!(failure.message, "message_bytes is limited to 9, got 10");
+        }
     }
 
     #[test]
