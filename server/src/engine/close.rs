@@ -303,6 +303,15 @@ mod tests {
     }
 
     #[test]
+    fn a_run_closes_at_the_time_of_its_last_event() {
+        let story = history().after(secs(5)).task([]);
+        assert_eq!(story.run.closed_at(), None);
+        let story = story.after(secs(5)).terminated().after(secs(5));
+        assert_eq!(story.run.closed_at().unwrap().as_micros(), BEGIN + secs(10));
+        assert_eq!(story.events().last().unwrap().time_us, BEGIN + secs(10));
+    }
+
+    #[test]
     fn the_earlier_of_run_and_execution_timeout_closes_the_run() {
         for (run, execution, word, after) in
             [(5, 9, "Run", 5), (9, 5, "Execution", 5), (5, 0, "Run", 5), (0, 9, "Execution", 9)]

@@ -231,6 +231,16 @@ impl Story {
         fold
     }
 
+    /// The journal with so many decisions in a row, as a batch writes them.
+    pub(super) fn in_batches(&self, decisions: usize) -> Vec<JournalRow> {
+        let batch = |rows: &[JournalRow]| JournalRow {
+            records: rows.iter().flat_map(|row| row.records.clone()).collect(),
+            requests: rows.iter().flat_map(|row| row.requests.clone()).collect(),
+            ..rows[0].clone()
+        };
+        self.journal.chunks(decisions).map(batch).collect()
+    }
+
     /// The numbered events.
     pub(super) fn events(&self) -> Vec<HistoryEvent> {
         self.fold().drain()
@@ -295,10 +305,24 @@ impl Story {
             let open = self.run.open_task().unwrap();
             assert_eq!(open.events(), handed_out.events, "the open task has the same events");
             assert_eq!(open.next_event_id(), handed_out.next_event_id);
+            assert_eq!(open.follows(), handed_out.follows);
+            assert_eq!(open.handed_out_at, handed_out.handed_out_at);
+            assert_eq!(open.attempt, handed_out.attempt);
+            assert_eq!(handed_out.follows, self.last_completed_task());
             self.handed_out.push((task_id, handed_out));
         }
         self.check();
         self
+    }
+
+    fn last_completed_task(&self) -> Option<TaskId> {
+        let mut newest = self.journal.iter().rev().flat_map(|row| row.records.iter().rev());
+        newest.find_map(|record| match &record.attributes {
+            Some(Attributes::WorkflowTaskCompleted(completed)) => {
+                completed.task_id.as_ref().map(TaskId::from_wire)
+            }
+            _ => None,
+        })
     }
 
     pub(super) fn newest_task(&self) -> TaskId {

@@ -218,7 +218,7 @@ type Place = (u32, u32);
 /// Where a fold stands between two steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Standing {
-    /// The oldest fact without a number; `next` if there is none.
+    /// The oldest fact without a number; where to look for one if there is none.
     fact: Place,
     /// The next record.
     next: Place,
@@ -239,7 +239,8 @@ struct Numbered {
 /// Turns journal rows into numbered events, from the start or from where a page ended.
 #[derive(Debug, Clone)]
 pub struct HistoryFold {
-    /// Where the fold begins: what lies before tells which facts wait.
+    /// What arrived before this place waits no more, or is in the inbox. It is before `next` as
+    /// long as the rows between the two have not been fed again.
     from: Place,
     /// Rows before this one are done.
     next: Place,
@@ -251,8 +252,6 @@ pub struct HistoryFold {
     numbered: VecDeque<Numbered>,
     /// Events of the next step that an earlier page has returned.
     skip: u32,
-    /// Whether the closing event has been numbered.
-    closed: bool,
 }
 
 impl Default for HistoryFold {
@@ -272,7 +271,6 @@ impl HistoryFold {
             inbox: Vec::new(),
             numbered: VecDeque::new(),
             skip: 0,
-            closed: false,
         }
     }
 
@@ -309,11 +307,17 @@ impl HistoryFold {
             if place >= self.next {
                 self.number(place, &step)?;
                 self.next = (seq, index);
+                // From here on the inbox alone tells which facts wait.
+                self.from = self.next;
             } else if place >= self.from {
                 self.collect(place, &step);
             }
         }
-        self.next = self.next.max((seq.saturating_add(1), 0));
+        let behind = (seq.saturating_add(1), 0);
+        if self.from == self.next {
+            self.from = self.from.max(behind);
+        }
+        self.next = self.next.max(behind);
         Ok(())
     }
 
@@ -354,26 +358,9 @@ impl HistoryFold {
         self.numbered.drain(..).map(|numbered| numbered.event).collect()
     }
 
-    /// Encoded bytes of the numbered events that nobody has taken yet, up to `enough`.
-    pub fn waiting_bytes(&self, enough: usize) -> usize {
-        let mut bytes = 0;
-        for numbered in &self.numbered {
-            bytes += numbered.event.encoded_len() + 8;
-            if bytes >= enough {
-                break;
-            }
-        }
-        bytes
-    }
-
     /// Facts without a number yet, in arrival order.
     pub fn inbox(&self) -> impl Iterator<Item = &HistoryEvent> {
         self.inbox.iter().map(|(_, fact)| fact)
-    }
-
-    /// Whether nothing can follow what was taken: the closing event is among it.
-    pub fn is_at_close(&self) -> bool {
-        self.closed && self.numbered.is_empty()
     }
 
     /// Where the next page goes on: behind all events that were taken.
@@ -397,14 +384,7 @@ impl HistoryFold {
     /// Where the fold stands before the record at `next`.
     fn standing(&self, next: Place) -> Standing {
         Standing {
-            // Before the rows up to the position are fed again, their facts are not here.
-            fact: match self.inbox.first() {
-                Some((place, _)) => *place,
-                None if self.from < self.next && self.next == next && self.numbered.is_empty() => {
-                    self.from
-                }
-                None => next,
-            },
+            fact: self.inbox.first().map_or(self.from, |(place, _)| *place),
             next,
             next_event_id: self.next_event_id,
             last_time_us: self.last_time_us,
@@ -425,8 +405,6 @@ impl HistoryFold {
     /// Folds a step in.
     fn number(&mut self, place: Place, step: &Step<'_>) -> Result<(), Unreadable> {
         let before = self.standing(place);
-        // From here on the inbox alone tells which facts wait.
-        self.from = place;
         let mut events: Vec<HistoryEvent> = Vec::new();
         match step {
             Step::Arrived(fact) => self.inbox.push((place, (*fact).clone())),
@@ -460,7 +438,6 @@ impl HistoryFold {
                 events.push((*event).clone());
             }
         }
-        self.closed |= step.closes();
         let skip = std::mem::take(&mut self.skip);
         for (index, mut event) in events.into_iter().enumerate() {
             stamp(&mut event, &mut self.next_event_id, &mut self.last_time_us);
@@ -487,7 +464,13 @@ pub(super) fn stamp(event: &mut HistoryEvent, next_event_id: &mut u64, last_time
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::{fixture::*, *};
+    use onward_proto::v1::{HistoryEvent, JournalRow, WorkflowTaskFailureCause, command::Kind};
+    use prost::Message as _;
+
+    use super::{
+        super::{fixture::*, *},
+        HistoryFold,
+    };
 
     #[test]
     fn messages_stand_before_the_other_facts_of_a_task_each_in_arrival_order() {
@@ -565,7 +548,7 @@ mod tests {
     #[test]
     fn an_unknown_record_or_a_gap_is_unreadable() {
         let story = history().task([call(1)]);
-        let load = |journal: &[onward_proto::v1::JournalRow]| {
+        let load = |journal: &[JournalRow]| {
             let identity = story.run.identity();
             let stored = Stored { identity, journal, pending: &[], requests: Requests::default() };
             Run::load(story.now, story.now, stored, Work::MayBeInFlight, &story.limits)
@@ -583,5 +566,129 @@ mod tests {
         assert!(fold.push_row(1, &story.journal[1]).is_err(), "row 0 is missing");
     }
 
-    use super::HistoryFold;
+    /// A long story in which much goes on between the steps that number events.
+    fn rich() -> Story {
+        let Input::Signal(first) = signal("first", request(0)) else { panic!() };
+        let start = Start { signal: Some(first), ..start_request() };
+        let limits = Limits { payload_bytes: 1_000, ..Limits::default() };
+        let mut big = call(3);
+        let Some(Kind::ScheduleActivity(schedule)) = &mut big.kind else { panic!() };
+        schedule.arguments = vec![payload(&"x".repeat(1_001))];
+        let story = history_of(&start, limits).task([call(1), timer(2, 30), big, timer(4, 30)]);
+        let story = story.dispatched(1).signal("a").handed_out().passes(30).signal("b");
+        let story = story.after(5).completed([cancel_timer(4), call(5)]);
+        let story = story.when(&Input::UseExisting { request_id: request(1) }).dispatched(5);
+        let story = story.handed_out().task_failed(WorkflowTaskFailureCause::Panic).broke(5, "No");
+        let story = story.passes(secs(1)).signal("c").handed_out().returned(1).cancel_asked();
+        let story = story.completed([marker(6, "v")]).signal("d").handed_out().signal("e");
+        story.completed([marker(7, "w")])
+    }
+
+    fn feed(fold: &mut HistoryFold, journal: &[JournalRow]) {
+        for (seq, row) in journal.iter().enumerate().skip(fold.read_from() as usize) {
+            fold.push_row(seq as u32, row).unwrap();
+        }
+    }
+
+    /// Reads page after page, each from the position behind the one before, and behind the journal
+    /// the facts that an open task took.
+    fn pages(
+        journal: &[JournalRow],
+        facts: &[HistoryEvent],
+        bytes: usize,
+    ) -> Vec<Vec<HistoryEvent>> {
+        let mut pages = Vec::new();
+        let mut position = HistoryFold::new().position(run_id(1));
+        for _ in 0..100 {
+            let mut fold = HistoryFold::resume(&position);
+            feed(&mut fold, journal);
+            fold.push_facts(facts.to_vec());
+            pages.push(fold.take_page(bytes));
+            if fold.is_drained() {
+                return pages;
+            }
+            position = fold.position(run_id(1));
+        }
+        panic!("reading never ends");
+    }
+
+    #[test]
+    fn pages_of_any_size_are_the_whole_history_and_each_holds_what_fits() {
+        let story = rich();
+        let whole = story.events();
+        let encoded = |event: &HistoryEvent| event.encoded_len() + 8;
+        // What so many events take, and a byte less and more.
+        let ends = (0..=whole.len()).map(|count| whole[..count].iter().map(encoded).sum());
+        let sizes: Vec<usize> =
+            ends.flat_map(|end: usize| [end.max(1) - 1, end, end + 1]).collect();
+        for decisions in 1..5 {
+            let journal = story.in_batches(decisions);
+            for &bytes in &sizes {
+                let pages = pages(&journal, &[], bytes);
+                assert_eq!(tell(&pages.concat()), tell(&whole));
+                assert_eq!(pages.concat(), whole);
+                for (page, next) in pages.iter().zip(&pages[1..]) {
+                    let size: usize = page.iter().map(encoded).sum();
+                    assert!(size <= bytes || page.len() == 1, "{size} bytes for {bytes}");
+                    assert!(size + encoded(&next[0]) > bytes, "the next would have fitted");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_facts_of_an_open_task_stand_behind_the_journal_and_are_read_once() {
+        // The events of the second task begin with some that the journal has numbered as well.
+        for story in [rich().handed_out(), {
+            let story = history().task([]).signal("a").signal("b").handed_out();
+            let story = story.task_failed(WorkflowTaskFailureCause::Panic).passes(secs(1));
+            story.signal("c").handed_out().signal("d")
+        }] {
+            let facts = story.run.open_task().unwrap().events();
+            let journal = story.in_batches(2);
+            let done = story.completed([]);
+            let mut whole = done.events();
+            let task = whole.pop().unwrap();
+            assert!(tell(&[task]).starts_with("task"));
+            for bytes in (0..500).step_by(7) {
+                let read = pages(&journal, &facts, bytes).concat();
+                assert_eq!(tell(&read), tell(&whole));
+                assert_eq!(read, whole);
+            }
+        }
+    }
+
+    #[test]
+    fn a_position_names_the_first_row_to_read_again() {
+        let story = history().task([timer(1, 30)]).signal("a").signal("b").handed_out();
+        let story = story.signal("c").completed([marker(2, "v")]);
+        let row_of = |word: &str| {
+            let holds = |row: &JournalRow| tell(&row.records).starts_with(word);
+            story.journal.iter().position(holds).unwrap() as u32
+        };
+        let reads_from = |journal: &[JournalRow], events: usize| {
+            let mut fold = HistoryFold::new();
+            feed(&mut fold, journal);
+            for _ in 0..events {
+                assert_eq!(fold.take_page(0).len(), 1);
+            }
+            HistoryFold::resume(&fold.position(run_id(1))).read_from()
+        };
+        let whole = &story.journal[..];
+        assert_eq!(
+            tell(&story.events()),
+            "started task(0) timer1 signal:a signal:b task(2) marker2"
+        );
+        assert_eq!(reads_from(whole, 0), 0);
+        assert_eq!(reads_from(whole, 2), 1, "it ends within the first task's row");
+        assert_eq!(reads_from(whole, 3), row_of("signal:a"), "the facts that wait there");
+        assert_eq!(reads_from(whole, 6), row_of("signal:a"), "they are not all read");
+        assert_eq!(reads_from(whole, 7), row_of("signal:c"), "the fact that waits there");
+        // Nothing waits: what was read is not read again, nor are rows that number nothing.
+        let story = story.handed_out().completed([]);
+        let (events, rows) = (story.events().len(), story.journal.len() as u32);
+        assert_eq!(reads_from(&story.journal, events), rows);
+        let story = story.when(&Input::UseExisting { request_id: request(1) });
+        assert_eq!(reads_from(&story.journal, events), rows + 1);
+    }
 }

@@ -527,3 +527,35 @@ fn ended(status: WorkflowStatus) -> &'static str {
         WorkflowStatus::Running | WorkflowStatus::Unspecified => "has an end that is unknown",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::{super::fixture::*, *};
+
+    #[test]
+    fn records_requests_and_rows_have_to_become_durable_and_leases_have_not() {
+        let writes = |story: Story| story.last.unwrap().writes();
+        let called = || history().task([call(1)]);
+        assert!(writes(called().signal("a")), "a record");
+        assert!(writes(called().when(&Input::UseExisting { request_id: request(9) })), "a request");
+        assert!(writes(called().dispatched(1).heartbeat(1, Some("half"))), "a row of pending");
+        assert!(!writes(called().dispatched(1)), "a lease");
+    }
+
+    #[test]
+    fn who_comes_after_the_end_is_told_how_it_ended() {
+        use WorkflowStatus::{Cancelled, Completed, Failed, Terminated, TimedOut};
+        for (status, ended) in [
+            (Completed, "completed"),
+            (Failed, "failed"),
+            (Cancelled, "was cancelled"),
+            (Terminated, "was terminated"),
+            (TimedOut, "timed out"),
+        ] {
+            let rejection = Rejection::Closed { workflow_id: "order-42".into(), status };
+            assert_eq!(rejection.to_string(), format!("workflow order-42 is closed: it {ended}"));
+        }
+    }
+}

@@ -84,13 +84,12 @@ pub(super) fn check_failure(failure: &Failure, limits: &Limits) -> Result<(), Li
 
 /// Checks a duration: not negative, and no longer than databases can count.
 pub(super) fn check_duration(name: &str, duration_us: i64) -> Result<(), Limit> {
-    if (0..=MAX_DURATION_US).contains(&duration_us) {
-        return Ok(());
+    match u64::try_from(duration_us) {
+        Ok(_) if duration_us <= MAX_DURATION_US => Ok(()),
+        Ok(value) => Err(limit(name, MAX_DURATION_US as u64, value)),
+        // A negative one has no value of its own here: the limit's name tells.
+        Err(_) => Err(limit(&format!("{name}_not_negative"), 0, duration_us.unsigned_abs())),
     }
-    // A negative one has no value of its own here: the limit's name tells.
-    let name = if duration_us < 0 { format!("{name}_not_negative") } else { name.to_owned() };
-    let greatest = if duration_us < 0 { 0 } else { MAX_DURATION_US as u64 };
-    Err(limit(&name, greatest, duration_us.unsigned_abs()))
 }
 
 fn check_bytes(bytes: u64, limits: &Limits) -> Result<(), Limit> {
@@ -151,7 +150,10 @@ pub(super) fn record(now: Timestamp, attributes: Attributes) -> onward_proto::v1
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::*;
+    use super::{
+        super::{Rejection, fixture::*},
+        *,
+    };
 
     /// A chain of failures whose innermost has this message.
     fn deep(depth: usize, message: &str) -> Failure {
@@ -185,7 +187,40 @@ mod tests {
         assert_eq!(check_id("id", "abcd", &limits).unwrap_err(), limit("id", 3, 4));
         assert_eq!(check_id("id", "a\0", &limits).unwrap_err().name, "nul_characters_in_text");
         assert_eq!(check_duration("d", -5).unwrap_err(), limit("d_not_negative", 0, 5));
-        assert!(check_duration("d", i64::MAX).is_err());
         assert!(check_duration("d", i64::MIN).is_err());
+        let century = 3_162_240_000_000_000;
+        let broken = check_duration("d", century + 1).unwrap_err();
+        assert_eq!(broken, limit("d", century as u64, century as u64 + 1));
+    }
+
+    #[test]
+    fn what_is_as_large_as_its_limit_fits() {
+        let limits = Limits { payload_bytes: 10, id_bytes: 3, ..Limits::default() };
+        let payload = Payload { data: vec![0; 6].into(), ..Payload::default() };
+        assert_eq!(check_payloads([&payload], 4, &limits), Ok(()));
+        let broken = check_payloads([&payload, &payload], 4, &limits).unwrap_err();
+        assert_eq!(broken.value, 16);
+        assert_eq!(check_id("id", "abc", &limits), Ok(()));
+        assert_eq!(check_duration("d", 0), Ok(()));
+        assert_eq!(check_duration("d", 3_162_240_000_000_000), Ok(()));
+    }
+
+    #[test]
+    fn a_history_of_too_many_bytes_takes_no_message_and_no_task_that_goes_on() {
+        let story = |history_bytes| {
+            let mut story = history().task([marker(1, &"x".repeat(1_000))]);
+            story.limits.history_bytes = history_bytes;
+            story
+        };
+        let records = story(0).journal.into_iter().flat_map(|row| row.records);
+        let bytes = records.map(|record| record.encoded_len() as u64).sum();
+        assert_eq!(story(0).run.history_size().bytes, bytes);
+        let broken = Rejection::Limit(limit("history_bytes", bytes - 1, bytes));
+        story(bytes - 1).signal("a").then_rejected(&broken);
+        let full = || story(bytes).signal("a").then_inbox("signal:a");
+        full().task([]).then_history("started task(0) marker1 signal:a FAILED!");
+        full()
+            .task([complete("")])
+            .then_history("started task(0) marker1 signal:a task(1) COMPLETED");
     }
 }

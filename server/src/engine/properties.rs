@@ -364,16 +364,18 @@ fn check_history(events: &[HistoryEvent]) {
 }
 
 /// Pages of any size, each from where the one before ended, are the whole history; with ever more
-/// journal to read, as a follower sees it.
-fn check_pages(story: &Story, max_bytes: usize, step: usize) {
+/// journal to read, as a follower sees it, and however many decisions a batch has.
+fn check_pages(story: &Story, max_bytes: usize, step: usize, decisions: usize) {
     let whole = story.events();
+    let journal = story.in_batches(decisions);
     let mut read = Vec::new();
     let mut position = HistoryFold::new().position(story.run.identity().run_id);
-    for end in (0..=story.journal.len()).step_by(step).chain([story.journal.len()]) {
+    for end in (0..=journal.len()).step_by(step).chain([journal.len()]) {
         loop {
             let mut fold = HistoryFold::resume(&position);
-            for seq in fold.read_from() as usize..end {
-                fold.push_row(seq as u32, &story.journal[seq]).unwrap();
+            let from = fold.read_from() as usize;
+            for (seq, row) in journal.iter().enumerate().take(end).skip(from) {
+                fold.push_row(seq as u32, row).unwrap();
             }
             let page = fold.take_page(max_bytes);
             position = fold.position(story.run.identity().run_id);
@@ -430,6 +432,7 @@ proptest! {
         ops in prop::collection::vec(op(), 1..80),
         page in 1..600_usize,
         rows in 1..5_usize,
+        decisions in 1..4_usize,
         tight in any::<bool>(),
         timeout in prop_oneof![4 => Just(0), 1 => secs(1)..secs(1_000)],
     ) {
@@ -443,7 +446,7 @@ proptest! {
         }
         let story = tell_story(&ops, limits, timeout);
         check_history(&story.events());
-        check_pages(&story, page, rows);
+        check_pages(&story, page, rows, decisions);
     }
 
     /// What a task was handed out with is what the history says later.

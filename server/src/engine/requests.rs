@@ -276,6 +276,31 @@ mod tests {
         assert_eq!(find(1_101, RequestKind::Start, 1), None);
         assert_eq!(find(1_000, RequestKind::Signal, 1), None);
         assert_eq!(find(1_000, RequestKind::Start, 2), None);
+        assert_eq!(requests.pruned(at(1_100), &limits).len(), 1);
+        assert!(!requests.is_empty() && requests.pruned(at(1_101), &limits).is_empty());
+    }
+
+    #[test]
+    fn a_request_id_counts_for_one_kind_only() {
+        use RequestKind::{Cancel, Signal, Start, Terminate};
+        let id = RequestId::from_uuid(Uuid::from_u128(u128::MAX));
+        let keys = [Start, Signal, Cancel, Terminate].map(|kind| key(kind, id));
+        assert!((1..4).all(|n| !keys[..n].contains(&keys[n])));
+    }
+
+    #[test]
+    fn few_requests_carry_no_index() {
+        let bytes = |count: u128| {
+            let mut requests = Requests::default();
+            for n in 0..count {
+                requests.accept(at(0), RequestKind::Start, id(n), answer(0));
+            }
+            requests.memory_bytes()
+        };
+        assert_eq!(bytes(1), size_of::<Accepted>());
+        assert!(bytes(31) < 40 * size_of::<Accepted>());
+        let indexed = 100 * (size_of::<Accepted>() + size_of::<(Key, u64)>());
+        assert!((indexed..2 * indexed).contains(&bytes(100)));
     }
 
     #[test]
@@ -305,5 +330,6 @@ mod tests {
         for own in [answer(0).run_id, answer(50).run_id, answer(999).run_id] {
             assert_eq!(Requests::decode(&requests.encode(own), own).unwrap(), requests);
         }
+        assert_ne!(Requests::default(), requests);
     }
 }

@@ -224,9 +224,7 @@ impl Run {
                 });
             }
         }
-        if !decision.records.is_empty() || !decision.requests.is_empty() {
-            self.requests.prune(now, limits);
-        }
+        self.requests.prune(now, limits);
     }
 
     /// The session's workflow task goes elsewhere; its attempts may be claimed for a while.
@@ -518,6 +516,10 @@ impl Run {
     pub fn memory_bytes(&self) -> usize {
         let activities: usize =
             self.activities.iter().map(|activity| activity.memory_bytes()).sum();
+        let head: usize =
+            self.head.iter().map(|event| size_of::<HistoryEvent>() + event.encoded_len()).sum();
+        let closed = self.closed.as_ref();
+        let closed = closed.map_or(0, |closed| size_of::<Closed>() + closed.outcome.encoded_len());
         size_of::<Self>()
             + self.started.heap_bytes()
             + self.identity.workflow_id.len()
@@ -525,9 +527,11 @@ impl Run {
             + self.identity.task_queue.len()
             + self.inbox.capacity() * size_of::<HistoryEvent>()
             + self.inbox_bytes * 2
+            + head
             + self.timers.capacity() * size_of::<Timer>()
             + self.deadlines.heap_bytes()
             + activities
+            + closed
             + self.requests.memory_bytes()
     }
 }
@@ -547,9 +551,16 @@ pub(super) fn detached(payload: &Payload) -> Payload {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use onward_proto::v1::{Payload, command::Kind};
+    use onward_proto::v1::{
+        Command, Failure, HistoryEvent, Payload, PendingActivity, WorkflowTaskFailureCause,
+        command::Kind,
+    };
+    use prost::Message as _;
 
-    use super::super::{fixture::*, *};
+    use super::{
+        super::{activity::Activity, deadlines::Due, fixture::*, timer::Timer, *},
+        Closed, Timestamp,
+    };
 
     /// Runs sleep by the million, so what each takes is worth a test.
     #[test]
@@ -582,5 +593,123 @@ mod tests {
         assert_eq!(run.started.event().arguments[0].data, "11");
         assert_eq!(run.activities[0].details().unwrap().data, "11");
         assert!(message.is_unique());
+    }
+
+    /// What may stay in memory is judged by this estimate.
+    #[test]
+    fn all_that_a_run_holds_counts_in_the_estimate_of_its_memory() {
+        let large = || "x".repeat(10_000);
+        let begun = |start: Start| history_of(&start, Limits::default());
+        let named = |name: &str| {
+            let [workflow_id, workflow_type, task_queue] = [(); 3].map(|()| name.to_owned());
+            begun(Start { workflow_id, workflow_type, task_queue, ..start_request() }).task([])
+        };
+        let arguments = |text| Start { arguments: vec![payload(text)], ..start_request() };
+        let idle = || history().task([]);
+        let signals = |mut story: Story| {
+            (2_000..2_100).for_each(|n| story.put(&signal("s", request(n))));
+            story
+        };
+        let requests = |mut story: Story| {
+            let use_existing = |n| Input::UseExisting { request_id: request(n) };
+            (2_000..2_100).for_each(|n| story.put(&use_existing(n)));
+            story
+        };
+        let waits = |commands: Vec<Command>| {
+            let story = history().handed_out();
+            let completion = story.completion(commands);
+            story.when(&Input::CompleteTask(completion))
+        };
+        let called = || {
+            let mut call = call(1);
+            let Some(Kind::ScheduleActivity(schedule)) = &mut call.kind else { panic!() };
+            schedule.arguments = vec![payload(&"x".repeat(1_000)); 10];
+            waits(vec![call])
+        };
+        let failed = |message: String| {
+            let failure = Some(Failure { message, ..failure("Bad") });
+            let story = history().handed_out();
+            let (task_id, cause) = (story.newest_task(), WorkflowTaskFailureCause::Panic);
+            story.when(&Input::FailTask { task_id, cause, failure }).reload()
+        };
+        let saved = || called().dispatched(1).heartbeat(1, Some("one"));
+        let message = idle().signal(&"x".repeat(1_000));
+        let message_bytes = message.run.inbox[0].encoded_len();
+        let grown =
+            |without: Story, with: Story| with.run.memory_bytes() - without.run.memory_bytes();
+        for (what, grown, held) in [
+            ("its names", grown(named(""), named(&"x".repeat(500))), 1_500),
+            // An event is larger than its bytes.
+            ("its start", grown(begun(arguments("")), begun(arguments(&large()))), 20_000),
+            (
+                "its arguments",
+                grown(begun(arguments("")).task([]), begun(arguments(&large())).task([])),
+                10_000,
+            ),
+            ("a message", grown(idle(), message), size_of::<HistoryEvent>() + 2 * message_bytes),
+            ("messages", grown(idle(), signals(idle())), 100 * size_of::<HistoryEvent>()),
+            (
+                "timers",
+                grown(idle(), waits((1..=100).map(|number| timer(number, secs(1))).collect())),
+                100 * (size_of::<Timer>() + size_of::<(Timestamp, Due)>()),
+            ),
+            ("requests", grown(idle(), requests(idle())), 100 * 80),
+            // Its names and the places of what it holds are estimated.
+            ("an activity", grown(idle(), history().task([call(1)])), size_of::<Activity>() + 100),
+            ("a large activity", grown(idle(), called()), size_of::<Activity>() + 10_000),
+            (
+                "what an attempt saved",
+                grown(called(), called().dispatched(1).heartbeat(1, Some(&large()))),
+                size_of::<PendingActivity>() + 10_000,
+            ),
+            (
+                "what an attempt will save",
+                grown(saved().heartbeat(1, Some("")), saved().heartbeat(1, Some(&large()))),
+                10_000,
+            ),
+            ("a failed task", grown(failed(String::new()), failed(large())), 10_000),
+            (
+                "its outcome",
+                grown(idle(), history().task([complete(&large())])),
+                size_of::<Closed>() + 10_000,
+            ),
+        ] {
+            assert!((held..2 * held + 500).contains(&grown), "{what}: {held} are {grown} bytes");
+        }
+    }
+
+    #[test]
+    fn what_has_left_the_window_of_requests_leaves_memory_with_the_next_input() {
+        let day = Limits::default().request_window_us;
+        for input in [
+            signal("a", request(9)),
+            Input::UseExisting { request_id: request(9) },
+            Input::Deadline { due: history().now },
+        ] {
+            let story = history().task([]).after(day + 1);
+            assert_eq!(story.run.requests().len(), 1);
+            let story = story.when(&input);
+            assert_eq!(story.run.requests().len(), story.last.unwrap().answer.iter().count());
+        }
+    }
+
+    #[test]
+    fn a_run_uses_the_sessions_of_its_task_of_its_attempts_and_of_its_last_task() {
+        let used = |story: &Story| -> Vec<u64> {
+            (0..9).filter(|&n| story.run.uses_session(SessionId(n))).collect()
+        };
+        let story = history();
+        assert!(used(&story).is_empty());
+        let story = story.handed_out_to(4);
+        assert_eq!(used(&story), [4], "it has the task");
+        let story = story.completed([call(1)]);
+        assert_eq!(used(&story), [1], "it completed the task");
+        let story = story.dispatched_to(1, 2).signal("a").handed_out_to(3);
+        assert_eq!(used(&story), [1, 2, 3]);
+        let story = story.session_lost(9).then_effects("").session_lost(1).then_effects("");
+        assert_eq!(used(&story), [2, 3]);
+        // Its attempt may be claimed, and is until then that session's.
+        let story = story.session_lost(2).then_effects("").session_lost(3);
+        assert_eq!(used(&story.then_effects("offer-task")), [2]);
     }
 }

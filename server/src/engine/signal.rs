@@ -182,6 +182,31 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_breaks_a_limit_is_refused_with_its_name() {
+        let limits = Limits { payload_bytes: 1_100, ..Limits::default() };
+        let text = |length| "x".repeat(length);
+        let Input::Signal(signal) = signal("a", request(9)) else { panic!() };
+        let stop = stop(request(9));
+        let stops = [
+            ("identity_bytes", Stop { identity: text(1_001), ..stop.clone() }),
+            ("payload_bytes_per_command", Stop { reason: text(1_101), ..stop.clone() }),
+            ("nul_characters_in_text", Stop { reason: "\0".into(), ..stop }),
+        ];
+        let signals = [
+            ("signal_name_bytes", Signal { name: text(1_001), ..signal.clone() }),
+            ("identity_bytes", Signal { identity: text(1_001), ..signal }),
+        ];
+        let cancels = stops.clone().map(|(name, stop)| (name, Input::RequestCancel(stop)));
+        let terminates = stops.map(|(name, stop)| (name, Input::Terminate(stop)));
+        let signals = signals.map(|(name, signal)| (name, Input::Signal(signal)));
+        for (name, input) in cancels.into_iter().chain(terminates).chain(signals) {
+            let story = history_of(&start_request(), limits.clone()).task([]).when(&input);
+            let Err(Rejection::Limit(limit)) = story.last else { panic!("{input:?}") };
+            assert_eq!(limit.name, name);
+        }
+    }
+
+    #[test]
     fn a_run_takes_so_many_signals_and_no_larger_ones() {
         let limits = Limits { signals_per_run: 2, payload_bytes: 50, ..Limits::default() };
         let story = history_of(&start_request(), limits).task([]);

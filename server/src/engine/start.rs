@@ -246,8 +246,7 @@ impl Run {
             workflow_id: start.workflow_id.clone(),
         };
         check_start(&started, limits).map_err(Rejection::Limit)?;
-        let mut records = Vec::with_capacity(1 + usize::from(start.signal.is_some()));
-        records.push(record(now, Attributes::WorkflowExecutionStarted(started)));
+        let mut records = vec![record(now, Attributes::WorkflowExecutionStarted(started))];
         if let Some(signal) = &start.signal {
             check_signal(signal, limits)?;
             records.push(received(now, signal));
@@ -386,6 +385,22 @@ mod tests {
         let found = Answer { run_id: run_id(1), started: false };
         assert_eq!(open.last.as_ref().unwrap().answer, Some(found));
         assert_eq!(decide(&start, Existing::Open(&open.run)), Err(Rejection::Repeated(found)));
+    }
+
+    #[test]
+    fn a_run_offers_its_first_task_and_tells_its_arguments_and_memo_for_ever() {
+        let memo = [("note".to_owned(), payload("fast"))].into();
+        let start = Start { memo, ..start_request() };
+        let tells = |story: Story| {
+            let told = story.run.describe(story.now, &|_| 1, &story.limits);
+            assert_eq!(
+                (told.arguments, told.info.unwrap().memo),
+                (start.arguments.clone(), start.memo.clone())
+            );
+            story
+        };
+        let story = tells(history_of(&start, Limits::default()).then_effects("offer-task"));
+        tells(tells(tells(story.task([])).reload()).terminated());
     }
 
     #[test]

@@ -103,6 +103,21 @@ mod tests {
     }
 
     #[test]
+    fn a_firing_that_nobody_takes_back_waits_for_the_next_task() {
+        given(history().task([timer(1, 10), timer(2, 10), timer(3, 10)]).signal("a").handed_out())
+            .passes(10)
+            .then_inbox("signal:a fired1 fired2 fired3")
+            .completed([cancel_timer(2)])
+            .then_effects("offer-task")
+            .then_inbox("fired1 fired3")
+            .task([])
+            .then_history(
+                "started task(0) timer1 timer2 timer3 signal:a task(1) cancel-timer2 \
+                 fired1 fired3 task(2)",
+            );
+    }
+
+    #[test]
     fn a_task_that_closes_the_run_takes_back_the_firing_as_well() {
         given(history().task([timer(1, 10)]).signal("a").handed_out().passes(10).cancel_asked())
             .completed([cancel_timer(1), complete("done")])

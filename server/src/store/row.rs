@@ -8,8 +8,8 @@ use sqlx::{ColumnIndex, Decode, Row, Type};
 use uuid::Uuid;
 
 use super::{
-    DueRun, Error, HistorySize, ListRuns, Loaded, LoadedRun, NodeId, Result, RunRow, ShardId,
-    ShardRow, WakeAt,
+    DueRun, Error, HistorySize, ListRuns, Loaded, LoadedRun, NewestRun, NodeId, Result, RunRow,
+    ShardId, ShardRow, WakeAt,
 };
 
 /// A row of a database whose columns hold what ours hold.
@@ -102,6 +102,15 @@ pub(super) fn run_row<'r, R: StoredRow<'r>>(row: &'r R, first: usize) -> Result<
         },
         memo: row.bytes(first + 11)?,
         requests: row.bytes(first + 12)?,
+    })
+}
+
+/// Reads a row of `find_newest_runs.sql`; its first column is the place of the id asked for.
+pub(super) fn newest_run<'r, R: StoredRow<'r>>(row: &'r R) -> Result<NewestRun> {
+    Ok(NewestRun {
+        run_id: RunId::from_uuid(row.uuid(1)?),
+        status: status(row.small(2)?)?,
+        requests: row.bytes(3)?,
     })
 }
 

@@ -100,7 +100,9 @@ impl Run {
             limits,
             &mut decision,
         );
-        self.offer_task_for_records(&mut decision);
+        if !decision.records.is_empty() {
+            self.offer_task_for_facts(&mut decision);
+        }
         Ok(decision)
     }
 
@@ -220,7 +222,9 @@ pub(super) fn end_attempt(
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use onward_proto::v1::{ActivityTimeouts, Failure, RetryPolicy, history_event::Attributes};
+    use onward_proto::v1::{
+        ActivityTimeoutKind, ActivityTimeouts, Failure, RetryPolicy, history_event::Attributes,
+    };
     use prost::Message as _;
 
     use super::super::super::{fixture::*, *};
@@ -275,7 +279,8 @@ mod tests {
         let story = history().task([call_times(1, 2)]).dispatched(1).broke_with(1, long.clone());
         assert!(story.pending[&1].last_failure.as_ref().unwrap().encoded_len() <= 4_096);
         let story = story.passes(secs(1)).dispatched(1).broke_with(1, long.clone());
-        let story = story.then_inbox("broke1#2:Exhausted").then_pending(1, None);
+        let story = story.then_effects("offer-task").then_inbox("broke1#2:Exhausted");
+        let story = story.then_pending(1, None);
         let Some(Attributes::ActivityFailed(failed)) = &story.run.inbox[0].attributes else {
             panic!()
         };
@@ -299,5 +304,29 @@ mod tests {
         let result = Some(payload(&"x".repeat(101)));
         let input = Input::CompleteActivity { token, result, identity: "w".into() };
         story.when(&input).then_inbox("broke1#1:Refused");
+    }
+
+    #[test]
+    fn the_row_tells_how_the_last_attempt_ended_and_keeps_nothing_of_those_before() {
+        let row = |story: &Story| story.pending[&1].clone();
+        let told = |story: &Story| {
+            let failure = row(story).last_failure.unwrap();
+            format!("{}: {}", failure.kind, failure.message)
+        };
+        let story = limited("start-to-close", secs(5), 0).dispatched(1).passes(secs(5));
+        assert_eq!(row(&story).last_timeout(), ActivityTimeoutKind::StartToClose);
+        let story = story.passes(secs(1)).dispatched(1).broke(1, "Flaky");
+        assert_eq!((row(&story).last_timeout, told(&story)), (0, "Flaky: it was Flaky".into()));
+        let running = || history().task([call(1)]).dispatched(1);
+        let lost = running().session_lost(1).passes(secs(10));
+        assert_eq!(told(&lost), "onward::WorkerLost: the worker w1 vanished");
+        let story = running();
+        let token = story.tokens[&1];
+        let stopped = Input::CancelledActivity { token, failure: None, identity: "w1".into() };
+        let story = story.when(&stopped);
+        assert_eq!(told(&story), "onward::Cancelled: the attempt stopped without being asked to");
+        let story = running().reload().passes(secs(10)).dispatched(1);
+        assert!(row(&story).written_token.is_some());
+        assert_eq!(row(&story.broke(1, "Flaky")).written_token, None);
     }
 }

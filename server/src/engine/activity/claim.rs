@@ -269,6 +269,10 @@ mod tests {
         assert!(leaves(history().task([call(1)]).dispatched(1).broke(1, "Flaky")), "it backs off");
         assert!(leaves(history()), "a task waits for a worker");
         assert!(!leaves(history().handed_out()), "a task is in flight");
+        let lost = history().handed_out().session_lost(1);
+        assert!(!leaves(lost), "the failures of a task are counted in memory");
+        let void = history().handed_out().signal("a").completed([complete("done")]);
+        assert!(!leaves(void), "a task is to be repeated");
     }
 
     #[test]

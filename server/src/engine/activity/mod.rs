@@ -140,7 +140,8 @@ impl Activity {
         let arguments: usize =
             self.scheduled.arguments.iter().map(|payload| payload.data.len() + 80).sum();
         let row = self.row.as_ref().map_or(0, |row| size_of_val(&**row) + row.encoded_len());
-        size_of::<Self>() + 128 + arguments + row
+        let unsaved = self.unsaved_details.as_ref().map_or(0, |details| details.data.len());
+        size_of::<Self>() + 128 + arguments + row + unsaved
     }
 }
 

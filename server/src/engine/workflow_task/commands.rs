@@ -77,13 +77,10 @@ impl<'a> Commands<'a> {
         now: Timestamp,
         open: &'a Open,
         closes: bool,
-        count: usize,
         limits: &'a Limits,
     ) -> Self {
         let facts = if closes { &run.inbox[..] } else { &run.inbox[..open.taken] };
         let newest = facts.iter().map(|fact| fact.time_us).max().unwrap_or(i64::MIN);
-        let mut records = Vec::with_capacity(count + 1);
-        records.push(HistoryEvent::default()); // the task's own event, written in `finish`
         Self {
             run,
             now,
@@ -92,7 +89,8 @@ impl<'a> Commands<'a> {
             limits,
             event_time: now.max(run.last_time).max(Timestamp::from_micros(newest)),
             numbers: run.numbers.clone(),
-            records,
+            // The task's own event is written in `finish`.
+            records: vec![HistoryEvent::default()],
             facts: Vec::new(),
             scheduled: Vec::new(),
             refused: Vec::new(),
@@ -472,8 +470,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use onward_proto::v1::{
-        ActivityFailureCause, Command, Limit, RecordMarker, command::Kind,
-        history_event::Attributes,
+        ActivityFailureCause, ActivityTimeouts, CallSite, Command, Limit, RecordMarker,
+        RetryPolicy, command::Kind, history_event::Attributes,
     };
 
     use super::super::super::{fixture::*, *};
@@ -538,6 +536,94 @@ mod tests {
             .then_inbox("broke7#0:Refused");
     }
 
+    /// Why the first command is refused.
+    fn refusal(command: Command) -> Option<(String, u64, u64)> {
+        let limits = Limits { payload_bytes: 100, ..Limits::default() };
+        let story = history_of(&start_request(), limits).task([command]);
+        let refused = match story.events()[2].attributes.clone().unwrap() {
+            Attributes::ActivityScheduled(event) => event.refused,
+            Attributes::TimerStarted(event) => event.refused,
+            Attributes::MarkerRecorded(event) => event.refused,
+            _ => panic!(),
+        };
+        refused.map(|limit| (limit.name, limit.limit, limit.value))
+    }
+
+    #[test]
+    fn the_texts_of_a_command_count_with_its_payloads() {
+        let retried = |kinds: &[usize], summary: usize| {
+            let non_retryable_kinds = kinds.iter().map(|&length| "k".repeat(length)).collect();
+            let retry = RetryPolicy { non_retryable_kinds, ..RetryPolicy::default() };
+            let call = call_with(1, ActivityTimeouts::default(), retry);
+            refusal(Command { summary: "s".repeat(summary), ..call })
+        };
+        let over = |value| Some(("payload_bytes_per_command".to_owned(), 100, value));
+        // The argument of the call takes five bytes, its type of content among them.
+        assert_eq!(retried(&[20, 25], 50), None);
+        assert_eq!(retried(&[20, 26], 50), over(101));
+        let summed = |summary| refusal(Command { summary: "s".repeat(summary), ..timer(1, 1) });
+        assert_eq!(summed(100), None);
+        assert_eq!(summed(101), over(101));
+    }
+
+    #[test]
+    fn a_backoff_grows_by_a_factor_that_makes_sense() {
+        let factor = |backoff_coefficient| {
+            let retry = RetryPolicy { backoff_coefficient, ..RetryPolicy::default() };
+            refusal(call_with(1, ActivityTimeouts::default(), retry))
+        };
+        for sound in [0.0, 1.0, 2.5, 1_000.0] {
+            assert_eq!(factor(sound), None, "{sound}");
+        }
+        for wild in [-1.0, 0.5, 1_000.5, f64::INFINITY, f64::NAN] {
+            let (name, ..) = factor(wild).unwrap();
+            assert_eq!(name, "retry_backoff_coefficient_from_1", "{wild}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_is_one_too_many_says_how_many_there_would_be() {
+        let limits = Limits { pending_activities: 2, pending_timers: 2, ..Limits::default() };
+        let story = history_of(&start_request(), limits).task([call(1), timer(2, secs(9))]);
+        let story = story.signal("a").task([call(3), timer(4, secs(9)), call(5), timer(6, 1)]);
+        let refused = story.events().into_iter().filter_map(|event| match event.attributes {
+            Some(Attributes::ActivityScheduled(event)) => event.refused,
+            Some(Attributes::TimerStarted(event)) => event.refused,
+            _ => None,
+        });
+        let refused: Vec<_> = refused.map(|limit| (limit.name, limit.limit, limit.value)).collect();
+        let [calls, timers] = ["pending_activities", "pending_timers"].map(str::to_owned);
+        assert_eq!(refused, [(calls, 2, 3), (timers, 2, 3)]);
+    }
+
+    #[test]
+    fn a_call_site_stays_with_its_command_also_when_that_is_refused() {
+        let site = |file: &str| Some(CallSite { file: file.into(), line: 7, column: 3 });
+        let sites = |file: &str, text: &str| {
+            let commands = [call(1), timer(2, 1), marker(3, text)];
+            let story = history().task(commands.map(|command| Command {
+                call_site: site(file),
+                summary: text.into(),
+                ..command
+            }));
+            let events = story.events().into_iter().skip(2);
+            events
+                .map(|event| match event.attributes.unwrap() {
+                    Attributes::ActivityScheduled(event) => {
+                        (event.call_site, event.refused.is_some())
+                    }
+                    Attributes::TimerStarted(event) => (event.call_site, event.refused.is_some()),
+                    Attributes::MarkerRecorded(event) => (event.call_site, event.refused.is_some()),
+                    _ => panic!(),
+                })
+                .collect::<Vec<_>>()
+        };
+        let kept = |file: &str, refused| vec![(site(file), refused); 3];
+        assert_eq!(sites("src/a.rs", "fine"), kept("src/a.rs", false));
+        assert_eq!(sites("src/a.rs", "\0"), kept("src/a.rs", true));
+        assert_eq!(sites(&"x".repeat(1_001), "fine"), kept(&"x".repeat(1_000), true));
+    }
+
     #[test]
     fn a_text_with_nul_is_refused_and_not_stored() {
         let mut bad = call(1);
@@ -570,12 +656,15 @@ mod tests {
             vec![call(4), timer(3, 1)],
             vec![marker(2, "v")],
             vec![cancel_call(7)],
+            vec![cancel_call(8)],
             vec![cancel_call(2)],
             vec![cancel_call(1), cancel_call(1)],
             vec![cancel_timer(1)],
             vec![cancel_timer(2), cancel_timer(2)],
             vec![complete("a"), call(3)],
             vec![complete("a"), complete("b")],
+            vec![fail("Broken"), call(3)],
+            vec![cancel(), call(3)],
             vec![wrong_marker(0)],
             vec![wrong_marker(77)],
             vec![call(u32::MAX), marker(u32::MAX, "v")],
@@ -591,5 +680,17 @@ mod tests {
             );
             story.then_inbox("signal:a");
         }
+    }
+
+    #[test]
+    fn a_malformed_completion_says_which_command_makes_no_sense_and_why() {
+        let story = history().task([marker(1, "v"), cancel_call(7), call(2)]);
+        let task = story.run.describe(story.now, &|_| 1, &story.limits).task.unwrap();
+        let told = task.last_failure.unwrap();
+        assert_eq!(told.kind, "onward::BadCommands");
+        assert_eq!(told.message, "command 1: it cancels an activity that is not pending");
+        let recorded = story.events().pop().unwrap().attributes;
+        let Some(Attributes::WorkflowTaskFailed(recorded)) = recorded else { panic!() };
+        assert_eq!(recorded.failure, Some(told));
     }
 }

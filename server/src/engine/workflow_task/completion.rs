@@ -46,8 +46,7 @@ impl Run {
             return Ok(self.decide_full(now, limit));
         }
 
-        let mut commands =
-            Commands::new(self, now, open, closes, completion.commands.len(), limits);
+        let mut commands = Commands::new(self, now, open, closes, limits);
         for (place, command) in completion.commands.iter().enumerate() {
             let last = place + 1 == completion.commands.len();
             if let Err(reason) = commands.add(command, last) {
@@ -86,7 +85,7 @@ impl Run {
             more: completed.more,
         });
         self.head = Vec::new();
-        self.change_task(|task| *task = TaskLease { sticky: task.sticky, ..TaskLease::default() });
+        self.change_task(|task| *task = TaskLease::default());
     }
 }
 
@@ -136,5 +135,16 @@ mod tests {
         let story = story.task([timer(1, 1), timer(2, 1), timer(3, 1), timer(4, 1), timer(5, 1)]);
         let story = story.passes(1).task([complete("done")]);
         assert_eq!(story.run.status(), onward_proto::v1::WorkflowStatus::Completed);
+    }
+
+    #[test]
+    fn a_task_fits_with_its_own_event_the_facts_it_took_and_those_of_its_commands() {
+        for (history_events, told) in
+            [(5, "started signal:a task(1) marker1 marker2"), (4, "started signal:a FAILED!")]
+        {
+            let limits = Limits { history_events, ..Limits::default() };
+            let story = history_of(&start_request(), limits).signal("a");
+            story.task([marker(1, "v"), marker(2, "v")]).then_history(told);
+        }
     }
 }

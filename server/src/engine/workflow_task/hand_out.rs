@@ -164,9 +164,8 @@ impl Run {
     /// The events behind the last completed task with those of the oldest `taken` facts, and the
     /// number that follows them.
     fn events_behind_last_task(&self, taken: usize) -> (Vec<HistoryEvent>, u64) {
-        let first = self.last_task.is_none();
-        let mut events = Vec::with_capacity(usize::from(first) + self.head.len() + taken);
-        if first {
+        let mut events = Vec::new();
+        if self.last_task.is_none() {
             let mut started = record(
                 self.identity.started_at,
                 Attributes::WorkflowExecutionStarted(self.started.event()),
@@ -192,18 +191,13 @@ impl Run {
             decision.effects.push(Effect::OfferTask);
         }
     }
-
-    /// The same, when the decision may hold none.
-    pub(in crate::engine) fn offer_task_for_records(&self, decision: &mut Decision) {
-        if !decision.records.is_empty() {
-            self.offer_task_for_facts(decision);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use onward_proto::v1::WorkflowTaskFailureCause as Cause;
 
     use super::super::super::{fixture::*, *};
 
@@ -259,5 +253,14 @@ mod tests {
         let story = history().after(secs(5)).task([]).after(-secs(3)).signal("a").handed_out();
         let times: Vec<_> = story.handed_out.iter().map(|(_, task)| task.handed_out_at).collect();
         assert_eq!(times, [story.wake_in(secs(3)), story.wake_in(secs(3))]);
+    }
+
+    #[test]
+    fn a_task_that_backs_off_may_go_out_at_its_time_and_not_before() {
+        let story = history().handed_out().task_failed(Cause::Panic).after(secs(1) - 1);
+        assert_eq!(story.run.task_offer(story.now), None);
+        let story = story.handed_out().after(1);
+        assert!(story.run.task_offer(story.now).is_some());
+        assert_eq!(story.handed_out().handed_out.len(), 2);
     }
 }

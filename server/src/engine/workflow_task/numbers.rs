@@ -66,4 +66,13 @@ mod tests {
         assert!(numbers.take(u32::MAX) && numbers.take(7) && !numbers.take(7));
         assert!(!numbers.take_call(0) && numbers.take_call(6) && !numbers.take_call(5));
     }
+
+    #[test]
+    fn numbers_that_come_in_order_or_late_leave_no_gap_behind() {
+        let mut numbers = Numbers::default();
+        for number in [1, 2, 3, 7, 5, 4, 6, 8] {
+            assert!(numbers.take(number));
+        }
+        assert_eq!((numbers.greatest, numbers.free), (8, vec![]));
+    }
 }

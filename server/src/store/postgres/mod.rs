@@ -388,11 +388,7 @@ impl Store for PostgresStore {
             };
             let mut found = vec![None; ids.len()];
             for row in self.rows(query).await? {
-                found[row.int(0)? as usize - 1] = Some(NewestRun {
-                    run_id: RunId::from_uuid(row.uuid(1)?),
-                    status: row::status(row.small(2)?)?,
-                    requests: row.bytes(3)?,
-                });
+                found[row.int(0)? as usize - 1] = Some(row::newest_run(&row)?);
             }
             Ok(found)
         })

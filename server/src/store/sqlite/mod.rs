@@ -285,11 +285,7 @@ impl Store for SqliteStore {
             for statement in statements::of_ids(&ids)? {
                 let (text, arguments) = statement.alone();
                 for row in self.rows(AssertSqlSafe(text), arguments).await? {
-                    found[row.int(0)? as usize] = Some(NewestRun {
-                        run_id: RunId::from_uuid(row.uuid(1)?),
-                        status: row::status(row.small(2)?)?,
-                        requests: row.bytes(3)?,
-                    });
+                    found[row.int(0)? as usize] = Some(row::newest_run(&row)?);
                 }
             }
             Ok(found)
