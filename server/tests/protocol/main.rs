@@ -1,7 +1,9 @@
 //! The server's protocol, spoken word by word: no SDK, so each message is seen.
 #![allow(clippy::unwrap_used)]
 
+mod faults;
 mod histories;
 mod life;
 mod memory;
+mod stage;
 mod world;

@@ -110,24 +110,29 @@ impl World {
 
     /// A client, once all of the server's lanes have loaded.
     pub(crate) async fn client(&self) -> ClientServiceClient<Channel> {
-        let mut client = ClientServiceClient::new(self.channel().await);
-        // So many ids that every lane has some of them.
-        for id in 0..64 {
-            let request = describe(&format!("is anybody there? {id}"));
-            loop {
-                match client.describe_workflow(request.clone()).await.unwrap_err().code() {
-                    tonic::Code::NotFound => break,
-                    tonic::Code::Unavailable => tokio::time::sleep(Duration::from_millis(5)).await,
-                    other => panic!("{other}"),
-                }
-            }
-        }
-        client
+        client_of(self.channel().await).await
     }
 
     pub(crate) async fn worker(&self) -> RawWorker {
         RawWorker::connect(self.channel().await, 10, 10).await
     }
+}
+
+/// A client of the server at the other end, once all of its lanes have loaded.
+pub(crate) async fn client_of(channel: Channel) -> ClientServiceClient<Channel> {
+    let mut client = ClientServiceClient::new(channel);
+    // So many ids that every lane has some of them.
+    for id in 0..64 {
+        let request = describe(&format!("is anybody there? {id}"));
+        loop {
+            match client.describe_workflow(request.clone()).await.unwrap_err().code() {
+                tonic::Code::NotFound => break,
+                tonic::Code::Unavailable => tokio::time::sleep(Duration::from_millis(5)).await,
+                other => panic!("{other}"),
+            }
+        }
+    }
+    client
 }
 
 pub(crate) struct RawWorker {
