@@ -276,6 +276,23 @@ mod tests {
     }
 
     #[test]
+    fn a_signal_that_does_not_decode_is_skipped_and_people_are_told() {
+        let replayer = Replayer::new().workflows::<(waits,)>();
+        let mut history = history();
+        assert_eq!(replayer.replay(&history).unwrap(), [""; 0]);
+        let mut unreadable = history.events[2].clone();
+        let Some(Attributes::SignalReceived(signal)) = &mut unreadable.attributes else { panic!() };
+        signal.arguments = vec![payload::encode(&"seven", Codec::Json).unwrap()];
+        history.events.insert(2, unreadable);
+        for (event, event_id) in history.events.iter_mut().zip(1..) {
+            event.event_id = event_id;
+        }
+        let notes = replayer.replay(&history).unwrap();
+        let [note] = &notes[..] else { panic!("{notes:?}") };
+        assert!(note.starts_with("signal go (event 3) was skipped: "), "{note}");
+    }
+
+    #[test]
     fn saved_histories_replay_and_a_change_of_code_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let replayer = Replayer::new().workflows::<(waits,)>();

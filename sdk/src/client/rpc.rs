@@ -21,7 +21,8 @@ pub(crate) fn rpc_error(address: &str, status: &Status) -> RpcError {
 }
 
 /// Whether a reply with this code leaves open what the request did. Such a request is asked again
-/// under the same request id; every other code says that it certainly changed nothing.
+/// under the same request id. Every other code says that it certainly changed nothing, but for
+/// `DATA_LOSS`: what became of the request is then not known, and asking again would not tell.
 pub(crate) fn may_have_happened(code: Code) -> bool {
     matches!(
         code,
@@ -117,6 +118,7 @@ mod tests {
             Code::Unauthenticated,
             Code::ResourceExhausted,
             Code::Unimplemented,
+            Code::DataLoss,
         ] {
             assert!(!may_have_happened(code), "{code}");
         }

@@ -15,7 +15,7 @@ use super::{
 use crate::{caught::caught, definition::RunError};
 
 /// How often the code may be polled in one drain before it counts as a loop.
-const MAX_POLLS: u32 = 1_000_000;
+pub(super) const MAX_POLLS: u32 = 1_000_000;
 
 impl Machine {
     /// The facts of one task: its messages together, then the others one by one.

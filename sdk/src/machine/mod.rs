@@ -221,20 +221,10 @@ impl Machine {
         Ok(self.complete(true))
     }
 
-    /// The last completion of this machine, replayed ones included.
-    pub fn last_completed(&self) -> Option<v1::TaskId> {
-        self.last_completed
-    }
-
     /// What people should hear about the run and no event says: skipped signals, changed
     /// arguments.
     pub fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.core.state.borrow_mut().notes)
-    }
-
-    /// Drops the run. Its code cannot emit anything any more.
-    pub fn evict(self) {
-        drop(self);
     }
 
     /// Runs one step with this thread marked as driving the run, and ends the run if it fails.
@@ -354,6 +344,7 @@ impl Machine {
     }
 }
 
+/// Drops the run's code, which cannot emit anything any more. A panic of it ends here.
 impl Drop for Machine {
     fn drop(&mut self) {
         self.core.set_driving(false);

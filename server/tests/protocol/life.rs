@@ -187,6 +187,8 @@ async fn a_run_id_of_another_workflow_is_not_found() {
         let refused = client.describe_workflow(request).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::NotFound);
     }
+    // No lane has taken another one's run into its memory to find that out.
+    assert!(world.metric("onward_runs_loaded_total").await < 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -155,9 +155,9 @@ impl Run {
     pub(super) fn new<W: Workflow>(args: &W::Args) -> Self {
         let started = Attributes::WorkflowExecutionStarted(v1::WorkflowExecutionStarted {
             workflow_type: W::NAME.to_owned(),
-            task_queue: "default".to_owned(),
+            task_queue: "orders".to_owned(),
             arguments: args.encode(Codec::Json).unwrap().payloads,
-            attempt: 1,
+            attempt: 2,
             seed: bytes::Bytes::from_static(&[7; 32]),
             workflow_id: "order-42".to_owned(),
             ..Default::default()

@@ -1,10 +1,10 @@
 //! One rule each.
 
-use std::cell::Cell;
+use std::{cell::Cell, pin::Pin};
 
 use onward_proto::v1::{ActivityFailureCause, WorkflowTaskFailureCause as Cause};
 
-use super::engine::*;
+use super::{super::drain::MAX_POLLS, engine::*};
 use crate::{
     ActivityError, Cancelled, Elapsed, Signal, State,
     wf::{join, join_all, race, select, try_join},
@@ -159,6 +159,64 @@ fn conditions_are_asked_in_creation_order_until_none_comes_true() {
         assert_eq!(run.on([signal("go", 2), signal("go", 0)]), "complete");
     });
     assert_eq!(run.result::<Vec<u32>>(), [1, 3, 10]);
+}
+
+workflow!(one_after_the_other(ctx) -> u32 {
+    let (first, second) = (State::new(false), State::new(false));
+    let older = async { ctx.until(|| second.get()).await; };
+    let newer = async { ctx.until(|| first.get()).await; second.set(true); };
+    let begins = async { ctx.sleep(SECOND).await; first.set(true); };
+    let parts: [Pin<Box<dyn Future<Output = ()>>>; 3] =
+        [Box::pin(older), Box::pin(newer), Box::pin(begins)];
+    // Of so many, each is polled only when it was woken itself.
+    let others = (0..40).map(|_| Box::pin(async {}) as Pin<Box<dyn Future<Output = ()>>>);
+    join_all(parts.into_iter().chain(others)).await;
+    Ok(1)
+});
+
+#[test]
+fn a_condition_that_comes_true_may_make_an_older_one_true() {
+    both::<one_after_the_other>(&(), |run| {
+        assert_eq!(run.on([]), "timer#1 1s");
+        assert_eq!(run.on([fired(1)]), "complete");
+    });
+}
+
+workflow!(hangs_behind_a_condition(ctx) -> u32 {
+    let never = State::new(false);
+    let _ = ctx.timeout(SECOND, ctx.until(|| never.get())).await;
+    std::future::pending().await
+});
+
+#[test]
+fn a_condition_that_was_dropped_is_nothing_to_wait_for() {
+    let mut run = Run::new::<hangs_behind_a_condition>(&());
+    assert_eq!(run.on([]), "timer#1 1s");
+    run.happens(fired(1));
+    assert_eq!(run.task().unwrap_err().cause, Cause::Stuck);
+}
+
+workflow!(knows_its_run(ctx) -> (String, u32) { Ok((ctx.task_queue(), ctx.attempt())) });
+
+#[test]
+fn the_code_knows_its_queue_and_its_attempt() {
+    let run = both::<knows_its_run>(&(), |run| assert_eq!(run.on([]), "complete"));
+    assert_eq!(run.result::<(String, u32)>(), ("orders".to_owned(), 2));
+}
+
+workflow!(says_cancelled(ctx) -> u32 { Err(Cancelled.into()) });
+
+#[test]
+fn what_was_cancelled_without_a_request_to_the_run_fails_it() {
+    assert_eq!(Run::new::<says_cancelled>(&()).on([]), "fail");
+    let cancelled = || {
+        let closed = onward_proto::v1::ActivityCancelled { number: 1, ..Default::default() };
+        onward_proto::v1::history_event::Attributes::ActivityCancelled(closed)
+    };
+    both::<two_steps>(&(), |run| {
+        assert_eq!(run.on([]), "work#1");
+        assert_eq!(run.on([cancelled()]), "fail");
+    });
 }
 
 workflow!(one_signal(ctx) -> u32 { Ok(ctx.recv(GO).await) });
@@ -436,6 +494,18 @@ workflow!(spins(ctx) -> u32 {
     std::future::poll_fn(|cx| { cx.waker().wake_by_ref(); std::task::Poll::<()>::Pending }).await;
     Ok(0)
 });
+/// Comes to rest with this poll.
+async fn turns(polls: u32) -> crate::Result<u32> {
+    let mut polled = 0;
+    std::future::poll_fn(|cx| {
+        polled += 1;
+        cx.waker().wake_by_ref();
+        if polled < polls { std::task::Poll::Pending } else { std::task::Poll::Ready(Ok(polled)) }
+    })
+    .await
+}
+workflow!(turns_often(ctx) -> u32 { turns(MAX_POLLS).await });
+workflow!(turns_too_often(ctx) -> u32 { turns(MAX_POLLS + 1).await });
 workflow!(foreign(ctx) -> u32 {
     let mut is_first = true;
     std::future::poll_fn(|cx| {
@@ -457,6 +527,8 @@ fn what_cannot_go_on_fails_the_task_at_once() {
     assert!(panic.contains("rules.rs:") && panic.ends_with(": boom 1"), "{panic}");
     assert_eq!(fails::<hangs>().0, Cause::Stuck);
     assert_eq!(fails::<spins>().0, Cause::Stuck);
+    assert_eq!(Run::new::<turns_often>(&()).on([]), "complete");
+    assert_eq!(fails::<turns_too_often>().0, Cause::Stuck);
     assert_eq!(fails::<foreign>().0, Cause::ForeignWake);
     assert_eq!(fails::<local_at_most_once>().0, Cause::BadCommands);
 }
@@ -523,6 +595,28 @@ fn drop_code_is_inert_at_eviction_and_while_panicking_but_not_in_a_drive() {
     assert_eq!(DROPS.replace(0), 2, "the replay check drops one too");
     assert_eq!(run.on([done(1, 1)]), "work#2, complete");
     assert_eq!(fails::<panics_with_guard>().0, Cause::Panic);
+}
+
+struct PanicsOnDrop;
+
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        panic!("a destructor of the user's");
+    }
+}
+
+workflow!(ends_badly(ctx) -> u32 {
+    let _guard = PanicsOnDrop;
+    Ok(do_work(ctx, 1).await?)
+});
+
+#[test]
+fn code_that_panics_when_it_is_dropped_fails_its_own_task_and_nothing_else() {
+    let mut run = Run::new::<ends_badly>(&());
+    assert_eq!(run.on([]), "work#1");
+    run.crash();
+    run.happens(done(1, 1));
+    assert_eq!(run.task().unwrap_err().cause, Cause::Panic);
 }
 
 workflow!(racing(ctx) -> u32 { Ok(race((1..4).map(|n| do_work(ctx, n))).await?) });
