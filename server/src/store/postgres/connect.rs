@@ -18,6 +18,9 @@ pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How often several servers that make the same tables at once try again.
 const MIGRATE_ATTEMPTS: u32 = 20;
+/// What Postgres says to the slower of two that make the same table at once. It depends on how far
+/// the faster one is: its row type or its table is there, or a catalogue's row was just changed.
+const MADE_MEANWHILE: [&str; 4] = ["23505", "42710", "42P07", "XX000"];
 
 /// Settings of every session, given when it starts.
 ///
@@ -168,8 +171,7 @@ pub(super) async fn migrate(
             // Two servers made the lock's own table at the same moment: it is there now.
             Err(error)
                 if attempts < MIGRATE_ATTEMPTS
-                    && matches!(sqlstate(&error).as_deref(), Some("23505" | "42P07" | "XX000")) => {
-            }
+                    && sqlstate(&error).is_some_and(|code| MADE_MEANWHILE.contains(&&*code)) => {}
             Err(error) => return Err(database(&error)),
         }
     }
