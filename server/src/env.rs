@@ -1,7 +1,9 @@
 //! What a node takes from outside: a clock, random numbers, and where its tasks run.
 //!
 //! Everything above the store and below the sockets asks here, so that a whole node can run in one
-//! thread, on Tokio's paused clock and from one seed.
+//! thread, on Tokio's paused clock and from one seed; stopped and killed like a process, too.
+
+mod process;
 
 use std::{
     fmt,
@@ -12,6 +14,8 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
+
+pub use process::SimulatedProcess;
 
 /// Time since some fixed moment, going on while the machine is suspended.
 pub trait BootClock: Send + Sync + 'static {
@@ -54,6 +58,7 @@ impl BootClock for TokioBootClock {
 pub struct Env {
     clock: Arc<dyn BootClock>,
     random: Arc<Mutex<fastrand::Rng>>,
+    process: Option<SimulatedProcess>,
 }
 
 impl fmt::Debug for Env {
@@ -74,7 +79,13 @@ impl Env {
     }
 
     fn new(clock: Arc<dyn BootClock>, random: fastrand::Rng) -> Self {
-        Self { clock, random: Arc::new(Mutex::new(random)) }
+        Self { clock, random: Arc::new(Mutex::new(random)), process: None }
+    }
+
+    /// All tasks belong to this process from now on.
+    #[must_use]
+    pub fn in_process(self, process: SimulatedProcess) -> Self {
+        Self { process: Some(process), ..self }
     }
 
     /// The time on the node's own clock.
@@ -123,6 +134,9 @@ impl Env {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        tokio::spawn(future)
+        match &self.process {
+            None => tokio::spawn(future),
+            Some(process) => process.spawn(future),
+        }
     }
 }

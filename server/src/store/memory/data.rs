@@ -86,7 +86,7 @@ pub(super) struct Data {
     wake: BTreeSet<(i16, i64, RunId)>,
     listed: BTreeSet<(NamespaceId, Timestamp, RunId)>,
     transaction: Vec<Undo>,
-    history: VecDeque<Vec<Undo>>,
+    history: VecDeque<(Timestamp, Vec<Undo>)>,
     thefts: u128,
     pub(super) read_only: bool,
 }
@@ -121,7 +121,7 @@ impl Data {
         if answer.is_err() {
             self.roll_back(undo);
         } else if !undo.is_empty() {
-            self.history.push_back(undo);
+            self.history.push_back((now, undo));
             if self.history.len() > UNDO_LIMIT {
                 self.history.pop_front();
             }
@@ -129,17 +129,26 @@ impl Data {
         answer
     }
 
-    /// Loses the newest `count` transactions, like a failover to a replica that lagged.
-    pub(super) fn rewind(&mut self, count: usize) {
+    /// Loses the newest `count` transactions, like a failover to a replica that lagged; tells when
+    /// the oldest of them was applied.
+    pub(super) fn rewind(&mut self, count: usize) -> Option<Timestamp> {
+        let mut oldest = None;
         for _ in 0..count {
-            if let Some(undo) = self.history.pop_back() {
+            if let Some((at, undo)) = self.history.pop_back() {
                 self.roll_back(undo);
+                oldest = Some(at);
             }
         }
+        oldest
+    }
+
+    /// Shard, number and epoch of every batch row.
+    pub(super) fn batches(&self) -> Vec<(ShardId, u64, u64)> {
+        self.batches.iter().map(|((shard, seq), row)| (*shard, *seq, row.epoch)).collect()
     }
 
     /// Another node takes the shard and gives it up again.
-    pub(super) fn steal(&mut self, shard_id: ShardId) {
+    pub(super) fn steal(&mut self, shard_id: ShardId, now: Timestamp) {
         let Some(row) = self.shards.get(&shard_id) else { return };
         self.thefts += 1;
         let commit_id = CommitId(Uuid::from_u128(0x7_1ef7 << 100 | self.thefts));
@@ -154,7 +163,7 @@ impl Data {
         self.set_batch((shard_id, commit_seq + 1), Some(BatchRow { commit_id, epoch: row.epoch }));
         self.set_shard(shard_id, Some(row));
         let undo = std::mem::take(&mut self.transaction);
-        self.history.push_back(undo);
+        self.history.push_back((now, undo));
     }
 
     fn roll_back(&mut self, undo: Vec<Undo>) {

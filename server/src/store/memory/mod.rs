@@ -92,16 +92,22 @@ impl MemoryStore {
     }
 
     /// The database loses its newest `count` transactions and all statements still on their way,
-    /// like a failover to a replica that lagged.
-    pub fn rewind(&self, count: usize) {
+    /// like a failover to a replica that lagged; tells when the oldest of them was applied.
+    pub fn rewind(&self, count: usize) -> Option<Timestamp> {
         let mut tables = self.tables();
         tables.ghosts.clear();
-        tables.data.rewind(count);
+        tables.data.rewind(count)
+    }
+
+    /// Shard, number and epoch of every batch that has not been pruned, in order.
+    pub fn batches(&self) -> Vec<(ShardId, u64, u64)> {
+        self.tables().data.batches()
     }
 
     /// Another node takes the shard and gives it up again.
     pub fn steal(&self, shard_id: ShardId) {
-        self.tables().data.steal(shard_id);
+        let now = self.now();
+        self.tables().data.steal(shard_id, now);
     }
 
     /// While it is read-only, the database refuses every write as unavailable.
@@ -134,10 +140,10 @@ impl MemoryStore {
             }
             Some(Fault::Steal) => {
                 if let Some(shard_id) = write.shard_id() {
-                    tables.data.steal(shard_id);
+                    tables.data.steal(shard_id, now);
                 }
             }
-            Some(Fault::Rewind(count)) => tables.data.rewind(count),
+            Some(Fault::Rewind(count)) => drop(tables.data.rewind(count)),
             Some(Fault::LoseReply) | None => {}
         }
         if tables.data.read_only {

@@ -1,0 +1,45 @@
+//! The invariants, by what they are about.
+
+mod acks;
+mod activities;
+mod history;
+mod linear;
+mod ownership;
+mod programs;
+mod signals;
+mod state;
+mod timers;
+
+#[cfg(test)]
+pub(crate) use history::closes;
+
+use crate::judge::Rule;
+
+/// All invariants.
+pub const RULES: &[Rule] = &[
+    history::CONTIGUOUS,
+    history::PREFIX,
+    history::CAUSALITY,
+    history::TIME,
+    history::NOTHING_MISSING,
+    ownership::EPOCHS,
+    ownership::BATCHES,
+    ownership::FENCE,
+    acks::NO_LOST_ACK,
+    acks::NO_GHOST,
+    acks::ONCE,
+    linear::LINEARIZABLE,
+    acks::ONE_OPEN_RUN,
+    acks::READ_YOUR_WRITE,
+    activities::RAN,
+    activities::LAST_ATTEMPT,
+    activities::KEY,
+    activities::POLICY,
+    timers::NEVER_EARLY,
+    timers::NEVER_EARLY_FOR_THE_CODE,
+    signals::ORDER,
+    signals::NOT_OVERLOOKED,
+    state::WAKEABLE,
+    state::CLOSED_IS_CLOSED,
+    programs::ENDS_RIGHT,
+];

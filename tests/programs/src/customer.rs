@@ -1,0 +1,544 @@
+//! Clients: they start programs, send what those wait for, and take down every answer.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use onward::{Client, Code, RpcError};
+use onward_checker::log::{
+    Call, Conflict, Ending, Operation, Outcome, Read, Refusal, Reply, Reuse, fingerprint,
+};
+use onward_proto::v1::{
+    self, HistoryEvent, WorkflowOutcome, WorkflowStatus, history_event::Attributes,
+};
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::{
+    interpreter::gate_name,
+    judge::{Ended, Seen},
+    program::{Finish, Program},
+};
+
+/// How quickly customers act.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Longest wait before a start.
+    pub start: Duration,
+    /// Longest wait before each thing that follows.
+    pub next: Duration,
+    /// Between two looks at how far a run has come.
+    pub look: Duration,
+}
+
+/// Where customers take down what they asked and were told.
+#[derive(Clone)]
+pub struct Book {
+    clock: Arc<dyn Fn() -> u64 + Send + Sync>,
+    pages: Arc<Mutex<Pages>>,
+}
+
+#[derive(Debug, Default)]
+struct Pages {
+    operations: Vec<Operation>,
+    reads: Vec<Read>,
+    endings: Vec<Ending>,
+}
+
+impl std::fmt::Debug for Book {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Book").finish_non_exhaustive()
+    }
+}
+
+impl Book {
+    /// An empty book that tells time by this clock, in microseconds.
+    pub fn new(clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self { clock: Arc::new(clock), pages: Arc::default() }
+    }
+
+    /// The time.
+    pub fn now_us(&self) -> u64 {
+        (self.clock)()
+    }
+
+    /// All that is in it, which it then no longer holds.
+    pub fn take(&self) -> (Vec<Operation>, Vec<Read>, Vec<Ending>) {
+        let pages = std::mem::take(&mut *self.pages.lock().unwrap());
+        (pages.operations, pages.reads, pages.endings)
+    }
+
+    /// Takes down what became of something.
+    pub fn ending(&self, ending: Ending) {
+        self.pages.lock().unwrap().endings.push(ending);
+    }
+
+    fn operation(&self, operation: Operation) {
+        self.pages.lock().unwrap().operations.push(operation);
+    }
+}
+
+/// A run to be started, and what is to come of it.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Its workflow id.
+    pub workflow_id: String,
+    /// Its program.
+    pub program: Program,
+}
+
+/// One client with a will of its own.
+#[derive(Debug, Clone)]
+pub struct Customer {
+    /// Its name in the log.
+    pub name: String,
+    /// Its way to the server.
+    pub client: Client,
+    /// The queue of its programs.
+    pub queue: String,
+    /// Where it takes down what happens.
+    pub book: Book,
+    /// How quickly it acts.
+    pub pace: Pace,
+}
+
+impl Customer {
+    /// Waits until the server has been seen: a client that never saw one gives up at once.
+    pub async fn arrive(&self) {
+        while self.client.server_info().await.is_err() {
+            sleep(self.pace.look).await;
+        }
+    }
+
+    /// Starts a program, sends what it waits for, and judges how it ends.
+    pub async fn order(&self, order: Order, mut rng: fastrand::Rng) {
+        sleep(up_to(&mut rng, self.pace.start)).await;
+        self.arrive().await;
+        let wrong = self.serve(&order, &mut rng).await.err();
+        self.book.ending(Ending { workflow_id: order.workflow_id, wrong });
+    }
+
+    async fn serve(&self, order: &Order, rng: &mut fastrand::Rng) -> Result<(), String> {
+        let run_id = self.start(order, rng).await?;
+        let id = &order.workflow_id;
+        // The senders go on beside each other; each one's signals come in its own order.
+        let (mut news_rng, mut noise_rng) = (rng.fork(), rng.fork());
+        let news = async {
+            for value in 1..=order.program.receives() {
+                sleep(up_to(&mut news_rng, self.pace.next)).await;
+                self.signal(id, run_id, "news", value, &mut news_rng).await?;
+            }
+            Ok::<(), String>(())
+        };
+        let noise = async {
+            let sender = Self { name: format!("{}-noise", self.name), ..self.clone() };
+            for value in 1..=order.program.unread {
+                sleep(up_to(&mut noise_rng, self.pace.next)).await;
+                // The run may have closed by then.
+                let _ = sender.signal(id, run_id, "noise", value, &mut noise_rng).await;
+            }
+        };
+        let stop = async {
+            if let Some(step) = order.program.waits_for_cancel() {
+                self.until_gate(id, run_id, step).await?;
+                self.cancel(id, run_id, rng).await?;
+            }
+            if order.program.finish == Finish::UntilTerminated {
+                self.until_gate(id, run_id, 0).await?;
+                self.terminate(id, Some(run_id), rng).await?;
+            }
+            Ok::<(), String>(())
+        };
+        let (sent, (), stopped) = tokio::join!(news, noise, stop);
+        sent.and(stopped)?;
+        let ended = self.result(id, run_id).await?;
+        order.program.judge(&ended)?;
+        self.read(id, run_id).await
+    }
+
+    /// Asks for a start until it is known what came of it.
+    async fn start(&self, order: &Order, rng: &mut fastrand::Rng) -> Result<Uuid, String> {
+        let run_timeout_us = match order.program.finish {
+            Finish::UntilTimedOut { ms } => ms as i64 * 1_000,
+            Finish::Return | Finish::Fail | Finish::UntilCancelled | Finish::UntilTerminated => 0,
+        };
+        let arguments = vec![json(&order.program)];
+        let request = v1::StartWorkflowRequest {
+            workflow_id: order.workflow_id.clone(),
+            workflow_type: "interpret".to_owned(),
+            task_queue: self.queue.clone(),
+            arguments,
+            run_timeout_us,
+            request_id: bytes(request_id(rng)),
+            identity: self.name.clone(),
+            ..Default::default()
+        };
+        let call = Call::Start { reuse: Reuse::Allow, conflict: Conflict::Fail };
+        self.twice(rng, &order.workflow_id, call, &request.request_id.clone(), || {
+            self.started(&request)
+        })
+        .await
+        .map_err(|error| format!("its start: {error}"))
+    }
+
+    async fn started(&self, request: &v1::StartWorkflowRequest) -> Result<(Uuid, bool), RpcError> {
+        let answer = self.client.call(request, |mut service, request| async move {
+            service.start_workflow(request).await
+        });
+        answer.await.map(|answer| (uuid(&answer.run_id), answer.started))
+    }
+
+    async fn signal(
+        &self,
+        workflow_id: &str,
+        run_id: Uuid,
+        name: &str,
+        value: u32,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Uuid, String> {
+        let request = v1::SignalWorkflowRequest {
+            workflow_id: workflow_id.to_owned(),
+            run_id: bytes(run_id),
+            signal_name: name.to_owned(),
+            arguments: vec![json(&value)],
+            request_id: bytes(request_id(rng)),
+            identity: self.name.clone(),
+            ..Default::default()
+        };
+        let call = Call::Signal { run_id: Some(run_id) };
+        self.twice(rng, workflow_id, call, &request.request_id.clone(), || async {
+            let answer = self.client.call(&request, |mut service, request| async move {
+                service.signal_workflow(request).await
+            });
+            answer.await.map(|answer| (uuid(&answer.run_id), false))
+        })
+        .await
+        .map_err(|error| format!("signal {value}: {error}"))
+    }
+
+    async fn cancel(
+        &self,
+        workflow_id: &str,
+        run_id: Uuid,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Uuid, String> {
+        let request = v1::RequestCancelWorkflowRequest {
+            workflow_id: workflow_id.to_owned(),
+            run_id: bytes(run_id),
+            request_id: bytes(request_id(rng)),
+            identity: self.name.clone(),
+            ..Default::default()
+        };
+        let call = Call::Cancel { run_id: Some(run_id) };
+        self.twice(rng, workflow_id, call, &request.request_id.clone(), || async {
+            let answer = self.client.call(&request, |mut service, request| async move {
+                service.request_cancel_workflow(request).await
+            });
+            answer.await.map(|answer| (uuid(&answer.run_id), false))
+        })
+        .await
+        .map_err(|error| format!("its cancel request: {error}"))
+    }
+
+    async fn terminate(
+        &self,
+        workflow_id: &str,
+        run_id: Option<Uuid>,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Uuid, String> {
+        let request = v1::TerminateWorkflowRequest {
+            workflow_id: workflow_id.to_owned(),
+            run_id: run_id.map(bytes).unwrap_or_default(),
+            request_id: bytes(request_id(rng)),
+            identity: self.name.clone(),
+            ..Default::default()
+        };
+        let call = Call::Terminate { run_id };
+        self.twice(rng, workflow_id, call, &request.request_id.clone(), || async {
+            let answer = self.client.call(&request, |mut service, request| async move {
+                service.terminate_workflow(request).await
+            });
+            answer.await.map(|answer| (uuid(&answer.run_id), false))
+        })
+        .await
+        .map_err(|error| format!("its termination: {error}"))
+    }
+
+    /// Makes a request, and now and then the same one again.
+    async fn twice<F, Fut>(
+        &self,
+        rng: &mut fastrand::Rng,
+        workflow_id: &str,
+        call: Call,
+        request_id: &[u8],
+        ask: F,
+    ) -> Result<Uuid, RpcError>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<(Uuid, bool), RpcError>>,
+    {
+        let asks = 1 + u32::from(rng.u8(0..4) == 0);
+        let mut first = None;
+        for n in 0..asks {
+            let began_us = self.book.now_us();
+            let answer = ask().await;
+            let outcome = match &answer {
+                Ok((run_id, started)) => {
+                    Outcome::Ok(Reply { run_id: *run_id, started: *started, status: None })
+                }
+                Err(error) => outcome_of(error),
+            };
+            self.book.operation(Operation {
+                process: if n == 0 { self.name.clone() } else { format!("{}-again", self.name) },
+                workflow_id: workflow_id.to_owned(),
+                request_id: Some(uuid(request_id)),
+                call,
+                began_us,
+                ended_us: self.book.now_us(),
+                outcome,
+            });
+            first.get_or_insert(answer);
+        }
+        first.expect("it was asked once at least").map(|(run_id, _)| run_id)
+    }
+
+    /// Looks at the newest run of an id.
+    async fn describe(&self, workflow_id: &str) {
+        let request = v1::DescribeWorkflowRequest {
+            workflow_id: workflow_id.to_owned(),
+            ..Default::default()
+        };
+        let began_us = self.book.now_us();
+        let answer = self.client.call(&request, |mut service, request| async move {
+            service.describe_workflow(request).await
+        });
+        let outcome = match answer.await {
+            Ok(answer) => {
+                let info = answer.info.unwrap_or_default();
+                let (run_id, status) = (uuid(&info.run_id), Some(info.status()));
+                Outcome::Ok(Reply { run_id, started: false, status })
+            }
+            Err(error) => outcome_of(&error),
+        };
+        self.book.operation(Operation {
+            process: self.name.clone(),
+            workflow_id: workflow_id.to_owned(),
+            request_id: None,
+            call: Call::Describe,
+            began_us,
+            ended_us: self.book.now_us(),
+            outcome,
+        });
+    }
+
+    /// Waits until a run has come to the gate of a step, by its history.
+    async fn until_gate(&self, workflow_id: &str, run_id: Uuid, step: u32) -> Result<(), String> {
+        let name = gate_name(step);
+        loop {
+            let events = self.history(workflow_id, run_id, false).await?;
+            let gates = events.iter().filter_map(|event| match &event.attributes {
+                Some(Attributes::ActivityScheduled(gate)) if gate.summary == name => {
+                    Some(gate.number)
+                }
+                _ => None,
+            });
+            let gates: Vec<_> = gates.collect();
+            let passed = events.iter().any(|event| match &event.attributes {
+                Some(Attributes::ActivityCompleted(done)) => gates.contains(&done.number),
+                _ => false,
+            });
+            if passed {
+                return Ok(());
+            }
+            sleep(self.pace.look).await;
+        }
+    }
+
+    /// Reads a history, page by page, and takes down what it got.
+    async fn history(
+        &self,
+        workflow_id: &str,
+        run_id: Uuid,
+        follow: bool,
+    ) -> Result<Vec<HistoryEvent>, String> {
+        let mut request = v1::GetWorkflowHistoryRequest {
+            workflow_id: workflow_id.to_owned(),
+            run_id: bytes(run_id),
+            follow,
+            max_bytes: 2_000,
+            ..Default::default()
+        };
+        let began_us = self.book.now_us();
+        let mut events = Vec::new();
+        loop {
+            let page = self.client.call(&request, |mut service, request| async move {
+                service.get_workflow_history(request).await
+            });
+            let page = page.await.map_err(|error| format!("its history: {error}"))?;
+            events.extend(page.events);
+            if page.next_page_token.is_empty() || page.at_end && !follow {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        self.book.pages.lock().unwrap().reads.push(Read {
+            run_id,
+            began_us,
+            ended_us: self.book.now_us(),
+            events: events.iter().map(fingerprint).collect(),
+            followed: follow,
+        });
+        Ok(events)
+    }
+
+    async fn read(&self, workflow_id: &str, run_id: Uuid) -> Result<(), String> {
+        self.history(workflow_id, run_id, true).await.map(drop)
+    }
+
+    /// Waits for the result of a run.
+    async fn result(&self, workflow_id: &str, run_id: Uuid) -> Result<Ended, String> {
+        let request = v1::WaitWorkflowResultRequest {
+            workflow_id: workflow_id.to_owned(),
+            run_id: bytes(run_id),
+            ..Default::default()
+        };
+        loop {
+            let answer = self.client.call(&request, |mut service, request| async move {
+                service.wait_workflow_result(request).await
+            });
+            let answer = answer.await.map_err(|error| format!("its result: {error}"))?;
+            if let Some(outcome) = answer.outcome {
+                return ended(&outcome);
+            }
+        }
+    }
+
+    /// Contends with others for workflow ids: starts, ends, signals and looks, in any order.
+    pub async fn contend(&self, ids: &[String], times: u32, mut rng: fastrand::Rng) {
+        self.arrive().await;
+        for _ in 0..times {
+            sleep(up_to(&mut rng, self.pace.next)).await;
+            let id = &ids[rng.usize(0..ids.len())];
+            // What came of it is in the book.
+            let _ = match rng.u8(0..8) {
+                0..4 => self.start_as(id, &mut rng).await,
+                4 => self.terminate(id, None, &mut rng).await.map(drop),
+                _ => {
+                    self.describe(id).await;
+                    Ok(())
+                }
+            };
+        }
+    }
+
+    async fn start_as(&self, workflow_id: &str, rng: &mut fastrand::Rng) -> Result<(), String> {
+        use v1::{IdConflictPolicy as AnyConflict, IdReusePolicy as AnyReuse};
+        let (reuse, wire_reuse) = match rng.u8(0..6) {
+            0 => (Reuse::Reject, AnyReuse::Reject),
+            1 => (Reuse::AllowFailedOnly, AnyReuse::AllowFailedOnly),
+            _ => (Reuse::Allow, AnyReuse::Allow),
+        };
+        let (conflict, wire_conflict) = match rng.u8(0..3) {
+            0 => (Conflict::Fail, AnyConflict::Fail),
+            1 => (Conflict::UseExisting, AnyConflict::UseExisting),
+            _ => (Conflict::TerminateExisting, AnyConflict::TerminateExisting),
+        };
+        // Some end by themselves.
+        let finish = if rng.bool() { Finish::Return } else { Finish::UntilTerminated };
+        let program = Program { steps: Vec::new(), finish, unread: 0 };
+        let request = v1::StartWorkflowRequest {
+            workflow_id: workflow_id.to_owned(),
+            workflow_type: "interpret".to_owned(),
+            task_queue: self.queue.clone(),
+            arguments: vec![json(&program)],
+            id_reuse_policy: wire_reuse.into(),
+            id_conflict_policy: wire_conflict.into(),
+            request_id: bytes(request_id(rng)),
+            identity: self.name.clone(),
+            ..Default::default()
+        };
+        let call = Call::Start { reuse, conflict };
+        self.twice(rng, workflow_id, call, &request.request_id.clone(), || self.started(&request))
+            .await
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Sends what no server may take, beside the good requests of others.
+    ///
+    /// # Errors
+    /// If one of them was not refused as it should be.
+    pub async fn pester(&self, workflow_id: &str, mut rng: fastrand::Rng) -> Result<(), String> {
+        self.arrive().await;
+        let program = Program { steps: Vec::new(), finish: Finish::Return, unread: 0 };
+        let mut request = v1::StartWorkflowRequest {
+            workflow_id: workflow_id.to_owned(),
+            workflow_type: "interpret".to_owned(),
+            task_queue: self.queue.clone(),
+            arguments: vec![json(&program)],
+            request_id: bytes(request_id(&mut rng)),
+            identity: self.name.clone(),
+            ..Default::default()
+        };
+        let what = rng.u8(0..5);
+        match what {
+            0 => request.workflow_id.clear(),
+            1 => request.workflow_id.push('\0'),
+            2 => request.workflow_id = "x".repeat(1_001),
+            3 => request.id_reuse_policy = 77,
+            _ => request.run_timeout_us = -1,
+        }
+        let call = Call::Start { reuse: Reuse::Allow, conflict: Conflict::Fail };
+        let answer = self
+            .twice(&mut rng, workflow_id, call, &request.request_id.clone(), || {
+                self.started(&request)
+            })
+            .await;
+        match answer {
+            Err(error) if error.code() == Code::InvalidArgument => Ok(()),
+            other => Err(format!("bad request {what} was answered with {other:?}")),
+        }
+    }
+}
+
+fn outcome_of(error: &RpcError) -> Outcome {
+    match error.code() {
+        Code::AlreadyExists => Outcome::Refused(Refusal::AlreadyExists),
+        Code::NotFound | Code::FailedPrecondition => Outcome::Refused(Refusal::NotOpen),
+        Code::InvalidArgument => Outcome::Refused(Refusal::Invalid),
+        Code::ResourceExhausted => Outcome::Refused(Refusal::Busy),
+        _ => Outcome::Unknown,
+    }
+}
+
+fn ended(outcome: &WorkflowOutcome) -> Result<Ended, String> {
+    let status = outcome.status();
+    let seen: Vec<Seen> = match (&outcome.result, status) {
+        (Some(result), WorkflowStatus::Completed) => serde_json::from_slice(&result.data)
+            .map_err(|error| format!("its result is {result:?}: {error}"))?,
+        _ => Vec::new(),
+    };
+    Ok(Ended { status, seen })
+}
+
+fn json(value: &impl serde::Serialize) -> v1::Payload {
+    let data = serde_json::to_vec(value).expect("programs are plain data").into();
+    v1::Payload { content_type: "json".to_owned(), data, ..Default::default() }
+}
+
+fn request_id(rng: &mut fastrand::Rng) -> Uuid {
+    uuid::Builder::from_random_bytes(rng.u128(..).to_le_bytes()).into_uuid()
+}
+
+fn uuid(bytes: &[u8]) -> Uuid {
+    Uuid::from_slice(bytes).unwrap_or_default()
+}
+
+fn bytes(id: Uuid) -> prost::bytes::Bytes {
+    id.as_bytes().to_vec().into()
+}
+
+fn up_to(rng: &mut fastrand::Rng, most: Duration) -> Duration {
+    most.mul_f64(rng.f64())
+}

@@ -1,0 +1,103 @@
+//! What happens in a story, line by line: hashed whole, remembered at its end.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Arc, Mutex},
+};
+
+use tokio::time::Instant;
+
+/// How many lines are kept.
+const LINES: usize = 200;
+
+/// What became of a story, line by line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace {
+    /// Stands for all lines.
+    pub hash: u64,
+    /// How many there were.
+    pub count: u64,
+    /// The last of them.
+    pub last: Vec<String>,
+}
+
+/// The diary of a story that is being played.
+#[derive(Clone)]
+pub(crate) struct Diary {
+    dawn: Instant,
+    pages: Arc<Mutex<Pages>>,
+}
+
+struct Pages {
+    hasher: DefaultHasher,
+    count: u64,
+    last: VecDeque<String>,
+    counts: BTreeMap<String, u64>,
+    disturbances: Vec<u64>,
+}
+
+impl Diary {
+    pub(crate) fn begin() -> Self {
+        let pages = Pages {
+            hasher: DefaultHasher::new(),
+            count: 0,
+            last: VecDeque::new(),
+            counts: BTreeMap::new(),
+            disturbances: Vec::new(),
+        };
+        Self { dawn: Instant::now(), pages: Arc::new(Mutex::new(pages)) }
+    }
+
+    /// Virtual time since the story began, in microseconds.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.dawn.elapsed().as_micros() as u64
+    }
+
+    pub(crate) fn write(&self, line: impl fmt::Display) {
+        let line = format!("{:>12.6} {line}", self.dawn.elapsed().as_secs_f64());
+        let mut pages = self.pages.lock().unwrap();
+        line.hash(&mut pages.hasher);
+        pages.count += 1;
+        if pages.last.len() == LINES {
+            pages.last.pop_front();
+        }
+        pages.last.push_back(line);
+    }
+
+    /// Something that a suite must have seen at least once.
+    pub(crate) fn reached(&self, what: impl Into<String>) {
+        *self.pages.lock().unwrap().counts.entry(what.into()).or_default() += 1;
+    }
+
+    /// Something broke that sessions, attempts or owners hang on.
+    pub(crate) fn disturbed(&self) {
+        let now = self.now_us();
+        self.pages.lock().unwrap().disturbances.push(now);
+    }
+
+    pub(crate) fn disturbances(&self) -> Vec<u64> {
+        self.pages.lock().unwrap().disturbances.clone()
+    }
+
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+        self.pages.lock().unwrap().counts.clone()
+    }
+
+    pub(crate) fn trace(&self) -> Trace {
+        let pages = self.pages.lock().unwrap();
+        Trace {
+            hash: pages.hasher.finish(),
+            count: pages.count,
+            last: pages.last.iter().cloned().collect(),
+        }
+    }
+}
+
+/// A source of chance for each part of a world: how often one is asked does not shift another.
+pub(crate) fn chance(seed: u64, part: impl fmt::Display) -> fastrand::Rng {
+    let mut hasher = DefaultHasher::new();
+    (seed, part.to_string()).hash(&mut hasher);
+    fastrand::Rng::with_seed(hasher.finish())
+}

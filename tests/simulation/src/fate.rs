@@ -1,0 +1,211 @@
+//! What befalls a world, one trouble after the other, until it is left in peace.
+
+use std::{rc::Rc, sync::atomic::Ordering, time::Duration};
+
+use onward_checker::log::{Snapshot, Window};
+use onward_proto::{DEFAULT_NAMESPACE, v1::WorkflowStatus};
+use onward_server::store::{ListRuns, Store as _};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    diary::chance,
+    story::Trouble,
+    world::{Weather, World},
+};
+
+/// Lets the story's troubles happen for as long as it lasts, then mends everything.
+pub(crate) async fn befall(world: &Rc<World>) {
+    let mut rng = chance(world.story.seed, "fate");
+    let end = Instant::now() + world.story.lasts;
+    let troubles: Vec<_> = world.story.troubles.iter().copied().collect();
+    let mut under_way = Vec::new();
+    while Instant::now() < end {
+        sleep(world.story.every.mul_f64(2.0 * rng.f64())).await;
+        look(world).await;
+        if !troubles.is_empty() {
+            let trouble = troubles[rng.usize(0..troubles.len())];
+            under_way.extend(befalls(world, trouble, &mut rng));
+        }
+    }
+    for trouble in under_way {
+        drop(trouble.await);
+    }
+    *world.stage.weather.lock().unwrap() = Weather::default();
+    world.database.set_read_only(false);
+    let places = world.stage.hosts.lock().unwrap().len();
+    for place in 0..places {
+        if world.stage.hosts.lock().unwrap()[place].is_none() {
+            world.start_host(place);
+        }
+    }
+    for place in 0..world.story.workers {
+        if world.hands.borrow()[place].is_none() {
+            world.start_worker(place).await;
+        }
+    }
+}
+
+/// Takes down which runs are open.
+async fn look(world: &World) {
+    let list = ListRuns {
+        namespace_id: DEFAULT_NAMESPACE,
+        status: Some(WorkflowStatus::Running),
+        before: None,
+        limit: 10_000,
+    };
+    if let Ok(runs) = world.database.connect().list_runs(list).await {
+        let open = runs.into_iter().map(|run| (run.workflow_id, run.run_id.uuid())).collect();
+        world.snapshots.borrow_mut().push(Snapshot { at_us: world.diary.now_us(), open });
+    }
+}
+
+/// One trouble begins. What has to end later is done by the task that is given back.
+fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Option<JoinHandle<()>> {
+    let diary = &world.diary;
+    let millis = |rng: &mut fastrand::Rng, most| Duration::from_millis(rng.u64(1..most));
+    let own = Rc::clone(world);
+    match trouble {
+        // Those of single calls happen by themselves.
+        Trouble::Refuse
+        | Trouble::LoseRequest
+        | Trouble::LoseReply
+        | Trouble::Ghost
+        | Trouble::Steal => return None,
+        Trouble::SlowStore => {
+            let (slow, lasts) = (millis(rng, 3_000), millis(rng, 20_000));
+            diary.write(format_args!("the database takes up to {slow:?} for {lasts:?}"));
+            own.stage.weather.lock().unwrap().slow = slow;
+            diary.reached(format!("{trouble:?}"));
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                own.stage.weather.lock().unwrap().slow = Duration::ZERO;
+            }));
+        }
+        Trouble::Outage => {
+            let lasts = millis(rng, 15_000);
+            diary.write(format_args!("the database is away for {lasts:?}"));
+            own.stage.weather.lock().unwrap().outage = true;
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                own.stage.weather.lock().unwrap().outage = false;
+                own.diary.disturbed();
+            }));
+        }
+        Trouble::ReadOnly => {
+            let lasts = millis(rng, 10_000);
+            diary.write(format_args!("the database is read-only for {lasts:?}"));
+            own.database.set_read_only(true);
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                own.database.set_read_only(false);
+                own.diary.disturbed();
+            }));
+        }
+        Trouble::CrashHost => {
+            let place = rng.usize(0..world.story.hosts);
+            let lasts = millis(rng, 10_000);
+            let host = own.stage.hosts.lock().unwrap()[place].take()?;
+            diary.write(format_args!("host {place} is killed"));
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            host.kill();
+            own.stage.cut_off(place);
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                own.start_host(place);
+                own.diary.disturbed();
+            }));
+        }
+        Trouble::FreezeHost => {
+            let place = rng.usize(0..world.story.hosts);
+            let lasts = millis(rng, 10_000);
+            let mut hosts = own.stage.hosts.lock().unwrap();
+            let host = hosts[place].as_mut().filter(|host| !host.frozen)?;
+            diary.write(format_args!("host {place} stands still for {lasts:?}"));
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            host.freeze();
+            drop(hosts);
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                // It may have been killed, and be another one by now.
+                if let Some(host) = &mut own.stage.hosts.lock().unwrap()[place] {
+                    host.thaw();
+                }
+                own.diary.disturbed();
+            }));
+        }
+        Trouble::CrashWorker => {
+            let place = rng.usize(0..world.story.workers);
+            let lasts = millis(rng, 5_000);
+            let hand = own.hands.borrow_mut()[place].take()?;
+            diary.write(format_args!("worker {place} is killed"));
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            drop(hand);
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                own.start_worker(place).await;
+            }));
+        }
+        Trouble::BreakLink => {
+            let links = own.stage.links.lock().unwrap();
+            let open: Vec<_> = links.iter().filter(|link| link.is_open()).collect();
+            if !open.is_empty() {
+                diary.write("a connection breaks");
+                diary.reached(format!("{trouble:?}"));
+                diary.disturbed();
+                open[rng.usize(0..open.len())].cut();
+            }
+        }
+        Trouble::StallLink => {
+            let links = own.stage.links.lock().unwrap();
+            let open: Vec<_> = links.iter().filter(|link| link.is_open()).collect();
+            if open.is_empty() {
+                return None;
+            }
+            let link = open[rng.usize(0..open.len())].clone();
+            let (there, back) = [(true, true), (true, false), (false, true)][rng.usize(0..3)];
+            let lasts = millis(rng, 30_000);
+            diary.write(format_args!("a connection stalls ({there}, {back}) for {lasts:?}"));
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            link.stall(there, back);
+            drop(links);
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                link.stall(false, false);
+                own.diary.disturbed();
+            }));
+        }
+        Trouble::StepClock => {
+            let step = rng.i64(-20_000_000..20_000_000);
+            diary.write(format_args!("the database's clock steps by {step} µs"));
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            own.clock_offset.fetch_add(step, Ordering::Relaxed);
+        }
+        Trouble::Rewind => {
+            let count = rng.usize(1..10);
+            let to_us = diary.now_us();
+            if let Some(oldest) = own.database.rewind(count) {
+                let since = own.database.now().as_micros() - oldest.as_micros();
+                let from_us = to_us.saturating_sub(since.unsigned_abs());
+                diary.write(format_args!("the database loses {count} commits, {since} µs"));
+                diary.reached(format!("{trouble:?}"));
+                diary.disturbed();
+                // Until a server has noticed, it may tell what it still believes.
+                let noticed = Duration::from_secs(60).as_micros() as u64;
+                own.lost.borrow_mut().push(Window { from_us, to_us: to_us + noticed });
+            }
+        }
+    }
+    None
+}

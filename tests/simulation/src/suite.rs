@@ -1,0 +1,303 @@
+//! Many stories, and what they add up to.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Mutex, Once,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use onward_checker::{Report, Verdict};
+
+use crate::{
+    story::Story,
+    world::{PANICS, Played, play},
+};
+
+/// One in so many seeds is played twice.
+const TWICE: u64 = 50;
+/// How long a story that fails is made smaller.
+const SHRINK: Duration = Duration::from_secs(60);
+
+/// What must have happened in a suite of some size, or the rest says little.
+pub(crate) const SOMETIMES: &[&str] = &[
+    "BreakLink",
+    "Commit ghost",
+    "Commit refused",
+    "Commit reply lost",
+    "Commit request lost",
+    "Commit stolen",
+    "CrashHost",
+    "CrashWorker",
+    "FreezeHost",
+    "Outage",
+    "Read refused",
+    "ReadOnly",
+    "Renew refused",
+    "Renew stolen",
+    "Resolve ghost",
+    "Resolve refused",
+    "Resolve reply lost",
+    "Resolve request lost",
+    "Resolve stolen",
+    "Rewind",
+    "SlowStore",
+    "StallLink",
+    "StepClock",
+    "Take reply lost",
+    "Take stolen",
+    "event ActivityCancelRequested",
+    "event ActivityCancelled",
+    "event ActivityCompleted",
+    "event ActivityFailed Application",
+    "event ActivityFailed Exhausted",
+    "event ActivityFailed OutcomeUnknown",
+    "event ActivityScheduled",
+    "event ActivityTimedOut ScheduleToClose",
+    "event ActivityTimedOut ScheduleToStart",
+    "event ActivityTimedOut StartToClose",
+    "event MarkerRecorded LocalActivity",
+    "event MarkerRecorded RecordedValue",
+    "event SignalReceived",
+    "event TimerCancelled",
+    "event TimerFired",
+    "event WorkflowExecutionCancelRequested",
+    "event WorkflowTaskCompleted more",
+    "event WorkflowTaskCompleted untaken",
+    "event WorkflowTaskFailed WorkerLost",
+    "local retry",
+    "refused AlreadyExists",
+    "refused Invalid",
+    "refused NotOpen",
+    "retry",
+    "run Cancelled",
+    "run Completed",
+    "run Failed",
+    "run Terminated",
+    "run TimedOut",
+];
+
+/// Which stories to play.
+#[derive(Debug, Clone, Copy)]
+pub struct Suite {
+    /// The first seed.
+    pub first: u64,
+    /// How many.
+    pub seeds: u64,
+    /// No further one begins after this time.
+    pub within: Option<Duration>,
+    /// Worlds that are played beside each other.
+    pub threads: usize,
+}
+
+/// A story that failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// As small as it could be made.
+    pub story: Story,
+    /// What is wrong with it.
+    pub wrong: String,
+    /// The end of its trace.
+    pub last: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.last {
+            writeln!(f, "  {line}")?;
+        }
+        writeln!(f, "{:#?}", self.story)?;
+        write!(f, "FAIL seed={} {}", self.story.seed, self.wrong)
+    }
+}
+
+/// What a suite adds up to.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Stories that were played.
+    pub seeds: u64,
+    report: Report,
+    counts: BTreeMap<String, u64>,
+    twice: u64,
+    virtual_time: Duration,
+    wall: Duration,
+    /// The first story that failed.
+    pub failure: Option<Failure>,
+}
+
+impl Suite {
+    /// Plays its stories until one fails or all are done.
+    pub fn run(&self) -> Summary {
+        count_panics();
+        let began = Instant::now();
+        let next = AtomicU64::new(self.first);
+        let summary = Mutex::new(Summary::default());
+        let failed: Mutex<Option<(Story, String)>> = Mutex::default();
+        thread::scope(|scope| {
+            for _ in 0..self.threads.max(1) {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        let late = self.within.is_some_and(|within| began.elapsed() > within);
+                        if seed >= self.first + self.seeds
+                            || late
+                            || failed.lock().unwrap().is_some()
+                        {
+                            return;
+                        }
+                        let story = Story::of(seed);
+                        let played = play(&story);
+                        let twice = seed.is_multiple_of(TWICE) || self.seeds == 1;
+                        let mut wrong = first_wrong(&played);
+                        if twice && wrong.is_none() {
+                            wrong = differs(&played, &play(&story));
+                        }
+                        summary.lock().unwrap().add(played, twice);
+                        if let Some(wrong) = wrong {
+                            failed.lock().unwrap().get_or_insert((story, wrong));
+                        }
+                    }
+                });
+            }
+        });
+        let mut summary = summary.into_inner().unwrap();
+        summary.failure = failed.into_inner().unwrap().map(|(story, wrong)| shrink(story, wrong));
+        summary.wall = began.elapsed();
+        summary
+    }
+}
+
+fn first_wrong(played: &Played) -> Option<String> {
+    played.report.violations().first().map(ToString::to_string)
+}
+
+fn differs(one: &Played, other: &Played) -> Option<String> {
+    if one.trace == other.trace {
+        return None;
+    }
+    let lines = one.trace.last.iter().zip(&other.trace.last);
+    let first = lines.clone().find(|(one, other)| one != other);
+    Some(format!(
+        "determinism: {} lines and {} lines, the first of the last that differ: {first:?}",
+        one.trace.count, other.trace.count
+    ))
+}
+
+/// Makes a story that fails smaller for as long as it still breaks the same rule.
+fn shrink(mut story: Story, mut wrong: String) -> Failure {
+    let began = Instant::now();
+    let rule = |wrong: &str| wrong.split(' ').next().unwrap_or_default().to_owned();
+    let broken = rule(&wrong);
+    'smaller: while began.elapsed() < SHRINK && !broken.starts_with("determinism") {
+        for simpler in story.simpler() {
+            if began.elapsed() >= SHRINK {
+                break 'smaller;
+            }
+            let found = first_wrong(&play(&simpler)).filter(|wrong| rule(wrong) == broken);
+            if let Some(found) = found {
+                (story, wrong) = (simpler, found);
+                continue 'smaller;
+            }
+        }
+        break;
+    }
+    let last = play(&story).trace.last;
+    Failure { story, wrong, last }
+}
+
+impl Summary {
+    fn add(&mut self, played: Played, twice: bool) {
+        self.seeds += 1;
+        self.twice += u64::from(twice);
+        self.report.absorb(played.report);
+        for (what, count) in played.counts {
+            *self.counts.entry(what).or_default() += count;
+        }
+        self.virtual_time += played.virtual_time;
+    }
+
+    fn count(&self, what: impl Fn(&str) -> bool) -> u64 {
+        self.counts.iter().filter(|(name, _)| what(name)).map(|(_, count)| count).sum()
+    }
+
+    /// What was never reached although it should have been.
+    pub fn missed(&self) -> Vec<&'static str> {
+        SOMETIMES.iter().copied().filter(|name| !self.counts.contains_key(*name)).collect()
+    }
+
+    /// What is wrong with the suite as a whole: a broken rule, or one that had nothing to look at.
+    pub fn wrong(&self) -> Option<String> {
+        if let Some(failure) = &self.failure {
+            return Some(failure.wrong.clone());
+        }
+        match self.report.verdict() {
+            Verdict::Fail => Some("a rule is broken".to_owned()),
+            Verdict::Void(idle) => Some(format!("VOID: nothing to look at for {idle:?}")),
+            Verdict::Pass => {
+                let missed = self.missed();
+                (!missed.is_empty()).then(|| format!("VOID: never reached {missed:?}"))
+            }
+        }
+    }
+
+    /// How often what happened.
+    pub fn counts(&self) -> &BTreeMap<String, u64> {
+        &self.counts
+    }
+
+    /// How many things each rule has looked at.
+    pub fn looked(&self) -> &BTreeMap<&'static str, u64> {
+        self.report.looked()
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let days = self.virtual_time.as_secs_f64() / 86_400.0;
+        let ratio = self.virtual_time.as_secs_f64() / self.wall.as_secs_f64().max(0.001);
+        let store = |name: &str| {
+            ["refused", "lost", "ghost", "stolen"].iter().any(|end| name.ends_with(end))
+        };
+        let stuck = self.report.violations().iter().filter(|one| one.text.contains("not ended"));
+        write!(
+            f,
+            "SIM seeds={} vtime={days:.2}d ratio={ratio:.0}x runs={} events={} acks={} unknown={} \
+             crashes={} freezes={} links={} store_err={} clock={} rewinds={} sometimes={}/{} \
+             determinism={}/{} violations={} stuck={} wall={:.0}s",
+            self.seeds,
+            self.count(|name| name.starts_with("run ")),
+            self.count(|name| name == "record"),
+            self.count(|name| name == "ack"),
+            self.count(|name| name == "unknown"),
+            self.count(|name| name.starts_with("Crash")),
+            self.count(|name| name == "FreezeHost"),
+            self.count(|name| name.ends_with("Link")),
+            self.count(store),
+            self.count(|name| name == "StepClock"),
+            self.count(|name| name == "Rewind"),
+            SOMETIMES.len() - self.missed().len(),
+            SOMETIMES.len(),
+            self.twice,
+            self.twice,
+            self.report.violations().len(),
+            stuck.count(),
+            self.wall.as_secs_f64()
+        )
+    }
+}
+
+/// A panic anywhere in a story is a violation, although its task alone dies of it.
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.set(PANICS.get() + 1);
+            before(info);
+        }));
+    });
+}
