@@ -799,6 +799,29 @@ async fn a_panic_fails_the_task_and_the_next_hand_out_begins_anew() {
     }
 }
 
+/// Panics with more words than fit into a message.
+#[workflow]
+async fn rants(_: &Ctx) -> onward::Result<()> {
+    panic!("{}", "no! ".repeat(5 << 18))
+}
+
+#[tokio::test]
+async fn a_panic_with_more_words_than_fit_into_a_message_fails_the_task_with_the_first() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflows::<(rants,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    session.send([ServerKind::WorkflowTask(first_task(run_id(1, 5), 1, "rants", &[]))]);
+    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+    assert_eq!((failed.task_id.unwrap(), failed.cause()), (task_id(1), Cause::Panic));
+    let message = failed.failure.unwrap().message;
+    assert!(message.contains(": no! no! ") && message.len() < 64 << 10, "{}", message.len());
+    // Nothing stands in the way of the next.
+    let task = first_task(run_id(2, 5), 2, "order", &["\"lamp\""]);
+    session.send([ServerKind::WorkflowTask(task)]);
+    done(session.next_news().await);
+}
+
 #[tokio::test]
 async fn a_workflow_that_blocks_its_thread_costs_only_its_own_task() {
     let (mut fake, gate) = (Fake::start(), Gate::default());

@@ -11,7 +11,7 @@ use std::{
 use onward_proto::{RunId, v1};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::outbox::Item;
+use super::outbox::{Item, bounded};
 use crate::{
     activity::attempt::{Attempt, Stop},
     caught::caught,
@@ -115,13 +115,6 @@ impl End {
 /// A failure that the worker itself makes.
 pub(crate) fn failure(kind: &str, message: String, non_retryable: bool) -> v1::Failure {
     v1::Failure { kind: kind.to_owned(), message, non_retryable, ..Default::default() }
-}
-
-/// A failure that fits into a frame. The server cuts it down to what it keeps.
-fn bounded(failure: v1::Failure, max_frame: usize) -> v1::Failure {
-    // What the rest of the item takes, generously.
-    const ITEM: usize = 1024;
-    failure.fit(max_frame.saturating_sub(ITEM) as u64)
 }
 
 /// An attempt's code on its way to an end.

@@ -36,6 +36,15 @@ impl Item {
     pub(crate) fn framed_len(&self) -> usize {
         1 + prost::length_delimiter_len(self.0.len()) + self.0.len()
     }
+
+    /// Whether a frame can hold it; said in the log if not.
+    pub(crate) fn fits(&self, max_frame: usize) -> bool {
+        let bytes = self.framed_len();
+        if bytes > max_frame {
+            tracing::error!(bytes, max_frame, "what is larger than a message is not sent");
+        }
+        bytes <= max_frame
+    }
 }
 
 impl fmt::Debug for Item {
@@ -45,6 +54,13 @@ impl fmt::Debug for Item {
             Err(error) => error.fmt(f),
         }
     }
+}
+
+/// A failure that fits into a frame. The server cuts it down to what it keeps.
+pub(crate) fn bounded(failure: v1::Failure, max_frame: usize) -> v1::Failure {
+    // What the rest of the item takes, generously.
+    const ITEM: usize = 1024;
+    failure.fit(max_frame.saturating_sub(ITEM) as u64)
 }
 
 /// The items of one [`v1::SessionRequest`].
@@ -83,12 +99,15 @@ impl Outbox {
     }
 
     /// Queues `items`, which are taken out of the vector.
+    ///
+    /// One that is larger than a frame is left out: it would end the stream, and every next one.
     pub(crate) fn send(&self, items: &mut Vec<Item>) {
         if items.is_empty() {
             return;
         }
         let mut queue = lock(&self.queue);
-        queue.items.extend(items.drain(..));
+        let max_frame = queue.max_frame;
+        queue.items.extend(items.drain(..).filter(|item| item.fits(max_frame)));
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
@@ -293,6 +312,16 @@ mod tests {
         }
         assert_eq!(sizes, [3, 2]);
         assert!(matches!(frames.poll_next_unpin(&mut cx), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn what_is_larger_than_a_frame_is_left_out() {
+        let (large, small) = (Item(vec![7; 200].into()), Item(vec![7; 50].into()));
+        let (outbox, mut frames) = Outbox::new(100);
+        outbox.send(&mut vec![large, small.clone()]);
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Some(frame)) = frames.poll_next_unpin(&mut cx) else { panic!() };
+        assert_eq!(frame.0, [small]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use onward_proto::{RunId, v1};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    outbox::{Item, completion_items},
+    outbox::{Item, bounded, completion_items},
     runs::{Instance, TaskKey},
     session::Event,
 };
@@ -35,6 +35,9 @@ use crate::{
 
 /// Largest completion in all its parts.
 const MAX_COMPLETION_BYTES: usize = 32 << 20;
+
+/// Nobody reads more of why a task failed.
+const TASK_FAILURE_BYTES: usize = 64 << 10;
 
 /// What a thread is asked to do.
 pub(crate) enum Job {
@@ -168,7 +171,8 @@ impl Cabinet {
                 let task = seat.open.take()?;
                 self.evict(instance);
                 let (cause, message) = (error.cause, error.failure.message.clone());
-                let item = failed_item(run, task, error);
+                let max_frame = self.shared.max_frame.load(Ordering::Relaxed);
+                let item = failed_item(run, task, error, max_frame);
                 let outcome = Outcome::Failed { task, item, cause, message };
                 return Some(Report {
                     run,
@@ -240,13 +244,13 @@ fn encode(run: RunId, completion: Completion, max_frame: usize) -> Result<Vec<It
     Ok(items)
 }
 
-/// The report of a task that failed.
-pub(crate) fn failed_item(run: RunId, task: TaskKey, error: TaskFailure) -> Item {
+/// The report of a task that failed, in a message that the server takes.
+pub(crate) fn failed_item(run: RunId, task: TaskKey, error: TaskFailure, max_frame: usize) -> Item {
     Item::new(v1::worker_item::Kind::TaskFailed(v1::TaskFailed {
         task_id: Some(task.into()),
         run_id: run.to_wire(),
         cause: error.cause.into(),
-        failure: Some(*error.failure),
+        failure: Some(bounded(*error.failure, max_frame.min(TASK_FAILURE_BYTES))),
     }))
 }
 

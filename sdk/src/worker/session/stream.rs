@@ -181,6 +181,10 @@ impl Session {
             self.max_frame = bytes;
             self.shared.max_frame.store(bytes, Ordering::Relaxed);
         }
+        // What another server took may be too large for this one.
+        let max_frame = self.max_frame;
+        self.kept_tasks.retain(|_, kept| kept.items.iter().all(|item| item.fits(max_frame)));
+        self.kept_attempts.retain(|_, item| item.fits(max_frame));
         if let State::Up(link) = &mut self.state {
             link.welcome_by = None;
             link.outbox.set_max_frame(self.max_frame);

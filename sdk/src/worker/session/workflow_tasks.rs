@@ -22,7 +22,11 @@ impl Session {
         let Some(entry) = self.registry.workflow(&task.workflow_type) else {
             let gone = self.runs.remove(run_id);
             self.on_gone(gone);
-            self.keep_task(run_id, key, vec![failed_item(run_id, key, self.unknown(&task))]);
+            self.keep_task(
+                run_id,
+                key,
+                vec![failed_item(run_id, key, self.unknown(&task), self.max_frame)],
+            );
             return;
         };
         let mut gone = None;
@@ -197,7 +201,7 @@ impl Session {
                 Some(task) if Some(gone.instance) == stuck => {
                     let message = "one poll of the workflow's code lasted longer than 10 s: it blocks or loops";
                     let error = task_failure(v1::WorkflowTaskFailureCause::Stuck, message);
-                    let item = failed_item(gone.run, task, error);
+                    let item = failed_item(gone.run, task, error, self.max_frame);
                     self.keep_task(gone.run, task, vec![item]);
                 }
                 // Its job waits behind the stuck one, or its machine is lost with the thread:
