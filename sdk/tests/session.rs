@@ -832,10 +832,33 @@ async fn a_workflow_that_blocks_its_thread_costs_only_its_own_task() {
         ServerKind::WorkflowTask(first_task(run_id(1, 5), 1, "block", &[])),
         ServerKind::WorkflowTask(first_task(run_id(2, 5), 2, "order", &["\"lamp\""])),
     ]);
+    // Only the thread that stands still is waited for.
+    tokio::time::pause();
     let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
     assert_eq!((failed.task_id.unwrap(), failed.cause()), (task_id(1), Cause::Stuck));
     expect_need_history(&mut session, 2).await;
+    tokio::time::resume();
     // The same task again: it runs on the thread that took the other's place.
+    let task = first_task(run_id(2, 5), 2, "order", &["\"lamp\""]);
+    session.send([ServerKind::WorkflowTask(task)]);
+    done(session.next_news().await);
+}
+
+#[tokio::test]
+async fn a_thread_that_is_stuck_in_a_forgotten_run_is_replaced_too() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflow_threads(1).spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let forgotten = run_id(1, 5);
+    session.send([
+        ServerKind::WorkflowTask(first_task(forgotten, 1, "block", &[])),
+        ServerKind::Evict(v1::EvictRun { run_id: forgotten.to_wire() }),
+        ServerKind::WorkflowTask(first_task(run_id(2, 5), 2, "order", &["\"lamp\""])),
+    ]);
+    tokio::time::pause();
+    expect_need_history(&mut session, 2).await;
+    tokio::time::resume();
     let task = first_task(run_id(2, 5), 2, "order", &["\"lamp\""]);
     session.send([ServerKind::WorkflowTask(task)]);
     done(session.next_news().await);

@@ -229,11 +229,16 @@ impl Runs {
         ids.into_iter().filter_map(|id| self.remove(id)).collect()
     }
 
-    /// The tasks that are with this worker since before `time`.
-    pub(crate) fn open_since(&self, time: Instant) -> Vec<(RunId, TaskKey)> {
+    /// The tasks that are with this worker since before `time`, on threads that move.
+    pub(crate) fn open_since(
+        &self,
+        time: Instant,
+        moves: impl Fn(usize) -> bool,
+    ) -> Vec<(RunId, TaskKey)> {
         let mut tasks: Vec<_> = self
             .by_id
             .iter()
+            .filter(|(_, run)| moves(run.thread))
             .filter_map(|(id, run)| Some((*id, run.open.filter(|open| open.since <= time)?.key)))
             .collect();
         tasks.sort_unstable();
@@ -243,11 +248,6 @@ impl Runs {
     /// How many tasks are open.
     pub(crate) fn open(&self) -> usize {
         self.open
-    }
-
-    /// Which run an instance is of.
-    pub(crate) fn info(&self, instance: Instance) -> Option<Arc<RunInfo>> {
-        self.by_id.values().find(|run| run.instance == instance).map(|run| Arc::clone(&run.info))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     io, mem,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -103,7 +103,7 @@ struct Cabinet {
 
 struct Seat {
     machine: Machine,
-    run: RunId,
+    info: Arc<RunInfo>,
     open: Option<TaskKey>,
 }
 
@@ -112,15 +112,27 @@ impl Cabinet {
         Self { shared, seats: BTreeMap::new() }
     }
 
+    /// Which instance a job is for, and of which run that is; `None` if it is not here.
+    fn at(&self, job: &Job) -> Option<(Instance, Arc<RunInfo>)> {
+        let info = match job {
+            Job::Advance { begin: Some(begin), .. } => &begin.info,
+            Job::Advance { begin: None, instance, .. }
+            | Job::LocalDone { instance, .. }
+            | Job::Yield { instance }
+            | Job::Evict { instance } => &self.seats.get(instance)?.info,
+        };
+        Some((job.instance(), Arc::clone(info)))
+    }
+
     fn work(&mut self, job: Job) -> Option<Report> {
         match job {
             Job::Advance { instance, begin, task } => {
                 let key = TaskKey::from(task.task_id);
                 if let Some(begin) = begin {
-                    let run = begin.info.run_id;
-                    let info = RunInfo::clone(&begin.info);
-                    let machine = Machine::new(&begin.entry, self.shared.options.clone(), info);
-                    self.seats.insert(instance, Seat { machine, run, open: None });
+                    let Begin { entry, info } = *begin;
+                    let options = self.shared.options.clone();
+                    let machine = Machine::new(&entry, options, RunInfo::clone(&info));
+                    self.seats.insert(instance, Seat { machine, info, open: None });
                 }
                 let seat = self.seats.get_mut(&instance)?;
                 seat.open = Some(key);
@@ -147,7 +159,7 @@ impl Cabinet {
         step: impl FnOnce(&mut Machine) -> Result<Progress, TaskFailure>,
     ) -> Option<Report> {
         let seat = self.seats.get_mut(&instance)?;
-        let run = seat.run;
+        let run = seat.info.run_id;
         // The machine catches the panics of user code; what arrives here is a bug of its own, and
         // must not take the other runs of the thread with it.
         let progress = caught(|| step(&mut seat.machine))
@@ -259,10 +271,20 @@ pub(crate) fn failed_item(run: RunId, task: TaskKey, error: TaskFailure, max_fra
 struct Pulse {
     /// Goes up when a job begins and when it ends: odd while one runs.
     turns: AtomicU64,
-    /// Whose job runs.
-    instance: AtomicU64,
+    /// Whose job runs, or ran last.
+    at: Mutex<Option<(Instance, Arc<RunInfo>)>>,
     /// The thread was written off: whatever it still has is nobody's.
     abandoned: AtomicBool,
+}
+
+impl Pulse {
+    fn enter(&self, at: Option<(Instance, Arc<RunInfo>)>) {
+        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    fn at(&self) -> Option<(Instance, Arc<RunInfo>)> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// One workflow thread, as the session sees it.
@@ -299,10 +321,12 @@ pub(crate) const LONG_POLL: Duration = Duration::from_secs(1);
 pub(crate) const STUCK_POLL: Duration = Duration::from_secs(10);
 
 /// A thread that does not come back from a poll.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Slow {
     pub(crate) thread: usize,
     pub(crate) instance: Instance,
+    /// The session may have forgotten it.
+    pub(crate) run: Arc<RunInfo>,
     /// Longer than [`STUCK_POLL`].
     pub(crate) stuck: bool,
 }
@@ -383,13 +407,23 @@ impl Threads {
             }
             let lasted = now.saturating_duration_since(thread.seen_at);
             let stuck = lasted >= STUCK_POLL;
-            if stuck || lasted >= LONG_POLL && !thread.warned {
+            if (stuck || lasted >= LONG_POLL && !thread.warned)
+                && let Some((instance, run)) = thread.pulse.at()
+            {
                 thread.warned = true;
-                let instance = Instance(thread.pulse.instance.load(Ordering::Acquire));
-                slow.push(Slow { thread: index, instance, stuck });
+                slow.push(Slow { thread: index, instance, run, stuck });
             }
         }
         slow
+    }
+
+    /// Whether a thread has been in one poll for so long that nothing of it is to be hoped for.
+    pub(crate) fn is_stuck(&self, thread: usize, now: Instant) -> bool {
+        let thread = &self.crew[thread];
+        let turns = thread.pulse.turns.load(Ordering::Acquire);
+        turns == thread.seen_turns
+            && !turns.is_multiple_of(2)
+            && now.saturating_duration_since(thread.seen_at) >= STUCK_POLL
     }
 
     /// Gives up on a thread and starts another in its place.
@@ -417,7 +451,7 @@ fn serve(
             if pulse.abandoned.load(Ordering::Acquire) {
                 return;
             }
-            pulse.instance.store(job.instance().0, Ordering::Release);
+            pulse.enter(cabinet.at(&job));
             pulse.turns.fetch_add(1, Ordering::AcqRel);
             reports.extend(cabinet.work(job));
             pulse.turns.fetch_add(1, Ordering::AcqRel);

@@ -374,7 +374,9 @@ impl Session {
                 task_id: Some(task.into()),
                 run_id: run.to_wire(),
             };
-            tasks.extend(self.runs.open_since(since).into_iter().map(name));
+            // A thread that is stuck and could not be replaced must not hold its tasks here.
+            let open = self.runs.open_since(since, |thread| !self.threads.is_stuck(thread, now));
+            tasks.extend(open.into_iter().map(name));
             self.task_beat_at = now + LONG_TASK;
         }
         self.out.push(heartbeats(activities, tasks));

@@ -173,8 +173,8 @@ impl Session {
     }
 
     pub(super) fn watch(&mut self, now: Instant) {
-        for Slow { thread, instance, stuck } in self.threads.watch(now) {
-            let Some(run) = self.runs.info(instance) else { continue };
+        // The run may be forgotten by now: it holds up those that are pinned to its thread.
+        for Slow { thread, instance, run, stuck } in self.threads.watch(now) {
             let (workflow, run_id) = (&run.workflow_type, run.run_id);
             if !stuck {
                 tracing::warn!(workflow, %run_id, "a poll of workflow code lasts longer than 1 s");
