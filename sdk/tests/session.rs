@@ -4,7 +4,10 @@
 mod fake;
 
 use std::{
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -862,4 +865,51 @@ async fn a_thread_that_is_stuck_in_a_forgotten_run_is_replaced_too() {
     let task = first_task(run_id(2, 5), 2, "order", &["\"lamp\""]);
     session.send([ServerKind::WorkflowTask(task)]);
     done(session.next_news().await);
+}
+
+static LETS_GO: AtomicBool = AtomicBool::new(false);
+static TIMES_ENTERED: AtomicU32 = AtomicU32::new(0);
+
+/// Does not come back from its first poll until a test lets it go.
+#[workflow]
+async fn dawdle(_: &Ctx) -> onward::Result<()> {
+    TIMES_ENTERED.fetch_add(1, Ordering::SeqCst);
+    while !LETS_GO.load(Ordering::SeqCst) {
+        onward::audited!(std::thread::yield_now());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_run_that_holds_an_abandoned_thread_gets_no_other_until_it_lets_go() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker =
+        builder(&fake, &gate).workflows::<(dawdle,)>().workflow_threads(1).spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let mut counter = 0;
+    let mut offer = async || {
+        counter += 1;
+        let task = first_task(run_id(1, 5), counter, "dawdle", &[]);
+        session.send([ServerKind::WorkflowTask(task)]);
+        session.next_news().await
+    };
+    let was_stuck = |item| {
+        let WorkerKind::TaskFailed(failed) = item else { return false };
+        assert_eq!(failed.cause(), Cause::Stuck);
+        true
+    };
+    tokio::time::pause();
+    assert!(was_stuck(offer().await));
+    tokio::time::resume();
+    assert!(was_stuck(offer().await));
+    assert_eq!(TIMES_ENTERED.load(Ordering::SeqCst), 1);
+
+    LETS_GO.store(true, Ordering::SeqCst);
+    let mut answer = offer().await;
+    while was_stuck(answer.clone()) {
+        answer = offer().await;
+    }
+    done(answer);
+    assert_eq!(TIMES_ENTERED.load(Ordering::SeqCst), 2);
 }

@@ -297,9 +297,17 @@ struct Thread {
     warned: bool,
 }
 
+/// A thread that was written off, until it comes back from its poll and ends.
+struct Abandoned {
+    pulse: Arc<Pulse>,
+    turns: u64,
+    run: RunId,
+}
+
 /// The workflow threads of one worker.
 pub(crate) struct Threads {
     crew: Vec<Thread>,
+    abandoned: Vec<Abandoned>,
     shared: Arc<Shared>,
     events: mpsc::UnboundedSender<Event>,
     kind: ThreadKind,
@@ -338,7 +346,8 @@ impl Threads {
         shared: Arc<Shared>,
         events: mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
-        let mut threads = Self { crew: Vec::new(), shared, events, kind, started: 0 };
+        let mut threads =
+            Self { crew: Vec::new(), abandoned: Vec::new(), shared, events, kind, started: 0 };
         for _ in 0..count.max(1) {
             let thread = threads.start_one()?;
             threads.crew.push(thread);
@@ -431,7 +440,19 @@ impl Threads {
         let fresh = self.start_one()?;
         let old = mem::replace(&mut self.crew[thread], fresh);
         old.pulse.abandoned.store(true, Ordering::Release);
+        let turns = old.pulse.turns.load(Ordering::Acquire);
+        if let Some((_, run)) = old.pulse.at()
+            && !turns.is_multiple_of(2)
+        {
+            self.abandoned.push(Abandoned { pulse: old.pulse, turns, run: run.run_id });
+        }
         Ok(())
+    }
+
+    /// Whether a thread that was written off has still not come back from this run's code.
+    pub(crate) fn is_trapped(&mut self, run: RunId) -> bool {
+        self.abandoned.retain(|thread| thread.pulse.turns.load(Ordering::Acquire) == thread.turns);
+        self.abandoned.iter().any(|thread| thread.run == run)
     }
 }
 

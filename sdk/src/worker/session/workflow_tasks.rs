@@ -29,6 +29,14 @@ impl Session {
             );
             return;
         };
+        if self.threads.is_trapped(run_id) {
+            // It would cost the next thread, and so on with each try.
+            let message = "an earlier poll of the workflow's code has not come back on this \
+                           worker: it blocks or loops";
+            let error = task_failure(v1::WorkflowTaskFailureCause::Stuck, message);
+            self.keep_task(run_id, key, vec![failed_item(run_id, key, error, self.max_frame)]);
+            return;
+        }
         let mut gone = None;
         let follows = task.follows.map(TaskKey::from);
         let (workflow_id, workflow_type) = (task.workflow_id, task.workflow_type);
