@@ -91,6 +91,22 @@ async fn order(_: &Ctx, item: String) -> onward::Result<String> {
     Ok(format!("{item} shipped"))
 }
 
+/// Opens the gate when it is dropped.
+struct OnDrop<'a>(&'a Gate);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.0.notify_one();
+    }
+}
+
+/// Runs on until it is dropped.
+#[activity]
+async fn linger(ctx: &ActivityCtx<Gate>) -> onward::Result<()> {
+    let _dropped = OnDrop(ctx);
+    std::future::pending().await
+}
+
 fn builder(fake: &Fake, gate: &Gate) -> WorkerBuilder<Gate> {
     Worker::builder(fake.client.clone(), "test")
         .deps(gate.clone())
@@ -242,6 +258,28 @@ async fn an_attempt_with_a_heartbeat_timeout_is_kept_alive() {
         let WorkerKind::Heartbeats(beat) = session.next().await else { panic!() };
         assert_eq!(beat.activities[0].token.as_ref().unwrap(), &running);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_whose_heartbeats_reach_nobody_is_dropped_before_they_are_missed() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).activities::<(linger,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let mut task = activity_task(token(run_id(1, 5), 1, 1), "linger", &[]);
+    task.heartbeat_us = 15_000_000;
+    session.send([ServerKind::ActivityTask(task)]);
+    // Kept alive for longer than its heartbeat timeout.
+    let mut beat_at = tokio::time::Instant::now();
+    let beats_end = beat_at + Duration::from_secs(30);
+    while beat_at < beats_end {
+        assert!(matches!(session.next().await, WorkerKind::Heartbeats(_)));
+        beat_at = tokio::time::Instant::now();
+    }
+    session.cut();
+    gate.0.notified().await;
+    let lasted = beat_at.elapsed();
+    assert!((10..15).contains(&lasted.as_secs()), "{lasted:?}");
 }
 
 #[tokio::test]

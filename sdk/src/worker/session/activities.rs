@@ -70,7 +70,7 @@ impl Session {
         if let Some(heartbeat) = attempt.info.heartbeat {
             self.beat_at = self.beat_at.min(now + heartbeat / 3);
         }
-        self.attempts.insert(key, Running { attempt: Arc::clone(&attempt) });
+        self.attempts.insert(key, Running { attempt: Arc::clone(&attempt), beat_at: now });
         let (events, max_frame) = (self.events_sender.clone(), self.max_frame);
         self.options.env.spawn(async move {
             let end = execution.await;
@@ -99,6 +99,19 @@ impl Session {
                 self.attempts.remove(&key);
             }
         }
+    }
+
+    /// Stops the attempts of which the server has heard nothing for their heartbeat timeout. It will
+    /// soon act as if they had ended, so they must have.
+    pub(super) fn stop_unheard(&mut self, now: Instant) {
+        let silence_limit = self.silence_limit;
+        self.attempts.retain(|_, running| {
+            let counts = running.unheard_at(silence_limit).is_none_or(|at| now < at);
+            if !counts {
+                running.attempt.stop(Stop::Lost);
+            }
+            counts
+        });
     }
 
     pub(super) fn start_local(&mut self, run: RunId, instance: Instance, task: LocalActivityTask) {

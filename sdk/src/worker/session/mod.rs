@@ -21,7 +21,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     WorkerError, WorkerOptions,
-    attempts::AttemptKey,
+    attempts::{AttemptKey, deadline},
     connection::Connection,
     local::LocalControl,
     outbox::{Item, Outbox},
@@ -87,6 +87,16 @@ struct Kept {
 /// An attempt that runs here.
 struct Running {
     attempt: Arc<Attempt>,
+    /// When the server last heard of it, if it heard what was sent on a stream that was up.
+    beat_at: Instant,
+}
+
+impl Running {
+    /// When it no longer counts unless the server hears of it; `None` if it need not say anything.
+    fn unheard_at(&self, silence_limit: Duration) -> Option<Instant> {
+        let heartbeat = self.attempt.info.heartbeat?;
+        Some(deadline(self.beat_at, heartbeat, silence_limit))
+    }
 }
 
 /// Items taken from the threads and tasks in one turn.
@@ -310,6 +320,10 @@ impl Session {
                 link.leave_by.map_or(next, |leave_by| leave_by.min(next))
             }
         };
+        if !self.is_welcome() {
+            let unheard = self.attempts.values().filter_map(|it| it.unheard_at(self.silence_limit));
+            wake = unheard.fold(wake, Instant::min);
+        }
         if self.watches() {
             wake = wake.min(self.watch_at);
         }
@@ -336,6 +350,9 @@ impl Session {
             State::Up(link) if link.welcome_by.is_none() && now >= self.beat_at => self.beat(now),
             State::Down { .. } | State::Connecting { .. } | State::Up(_) => {}
         }
+        if !self.is_welcome() {
+            self.stop_unheard(now);
+        }
         if now >= self.watch_at {
             if self.watches() {
                 self.watch(now);
@@ -349,7 +366,8 @@ impl Session {
         let mut next = self.silence_limit / 3;
         let mut activities = Vec::new();
         let mut details_bytes = 0;
-        for (key, running) in &self.attempts {
+        for (key, running) in &mut self.attempts {
+            running.beat_at = now;
             let details = running.attempt.take_news();
             if let Some(heartbeat) = running.attempt.info.heartbeat {
                 next = next.min(heartbeat / 3);

@@ -195,7 +195,10 @@ impl Session {
         self.ever_welcome = true;
         self.complained_at = None;
         self.backoff.reset();
-        self.beat_at = now + self.silence_limit / 3;
+        // What runs gives a sign of life at once: its last one may be long ago.
+        let silence =
+            if self.attempts.is_empty() { self.silence_limit / 3 } else { Duration::ZERO };
+        self.beat_at = now + silence;
         for running in self.attempts.values() {
             running.attempt.say_again();
         }
