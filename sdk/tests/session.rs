@@ -73,6 +73,13 @@ async fn gated(ctx: &Ctx) -> onward::Result<u32> {
     Ok(wait(ctx.local()).await?)
 }
 
+/// One step in its own worker, with all the time there is.
+#[workflow]
+async fn patient(ctx: &Ctx) -> onward::Result<String> {
+    let greeting = greet(ctx.local(), "local").timeout(Duration::MAX).deadline(Duration::MAX);
+    Ok(greeting.await?)
+}
+
 /// Never comes back from its first poll.
 #[workflow]
 async fn block(_: &Ctx) -> onward::Result<()> {
@@ -672,6 +679,21 @@ async fn a_cached_run_goes_on_through_a_local_activity_to_its_end() {
     assert!(matches!(command(&closed, 0), v1::command::Kind::RecordMarker(_)));
     let v1::command::Kind::CompleteWorkflow(close) = command(&closed, 1) else { panic!() };
     assert_eq!(close.result.as_ref().unwrap().data, "\"hi Hello, local!\"");
+}
+
+#[tokio::test]
+async fn a_local_activity_may_have_all_the_time_there_is() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflows::<(patient,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let first = first_task(run_id(1, 5), 1, "patient", &[]);
+    session.send([ServerKind::WorkflowTask(first.clone())]);
+    let asked = done(session.next_news().await);
+    let events = recorded(&asked, 2, 0);
+    session.send([ServerKind::WorkflowTask(next_task(&first, 1, 2, events, None))]);
+    let closed = done(session.next_news().await);
+    assert!(matches!(command(&closed, 1), Kind::CompleteWorkflow(_)));
 }
 
 fn yields(run: onward_proto::RunId, counter: u64) -> ServerKind {

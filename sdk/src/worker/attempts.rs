@@ -215,7 +215,12 @@ impl Drop for Execution {
 /// start while the activity still runs.
 pub(crate) fn deadline(received: Instant, timeout: Duration, silence_limit: Duration) -> Instant {
     let slack = silence_limit.min(timeout / 10);
-    received + timeout.saturating_sub(slack).min(MAX_TIMEOUT)
+    after(received, timeout.saturating_sub(slack))
+}
+
+/// `delay` from `now` on, which may be as long as a duration can say.
+pub(crate) fn after(now: Instant, delay: Duration) -> Instant {
+    now + delay.min(MAX_TIMEOUT)
 }
 
 /// No timer is set for longer.

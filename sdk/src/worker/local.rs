@@ -11,7 +11,7 @@ use onward_proto::{Timestamp, v1, v1::LocalActivityFailureCause as Cause};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    attempts::{End, Execution, failure},
+    attempts::{End, Execution, after, failure},
     registry::{RegisteredActivity, Registry},
 };
 use crate::{
@@ -103,7 +103,7 @@ impl LocalRun {
     pub(crate) async fn run(self) -> Option<LocalOutcome> {
         let options = &self.task.options;
         let retry = options.retry_policy();
-        let until = options.schedule_to_close().map(|limit| Instant::now() + limit);
+        let until = options.schedule_to_close().map(|limit| after(Instant::now(), limit));
         let mut last_heartbeat = None;
         let mut attempts = 0;
         loop {
@@ -142,7 +142,7 @@ impl LocalRun {
                 Some(micros) => Duration::from_micros(u64::try_from(micros).unwrap_or(0)),
                 None => retry.delay_after(attempts),
             };
-            if until.is_some_and(|until| Instant::now() + delay >= until) {
+            if until.is_some_and(|until| after(Instant::now(), delay) >= until) {
                 return failed(failure, Cause::TimedOut);
             }
             self.control.pause(delay).await;
@@ -173,7 +173,7 @@ impl LocalRun {
             return End::Returned(Err(AttemptError { failure, cancelled: false }));
         };
         let body = (activity.start)(Arc::clone(attempt), self.task.arguments.clone());
-        let end = Instant::now() + attempt.info.timeout;
+        let end = after(Instant::now(), attempt.info.timeout);
         let deadline = until.map_or(end, |until| end.min(until));
         Execution::new(body, Arc::clone(attempt), deadline).await
     }

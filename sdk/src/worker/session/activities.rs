@@ -1,7 +1,8 @@
 //! Activities of a session, local ones too: started, told to stop, answered for.
 
-use std::{sync::Arc, task::Poll, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, task::Poll, time::Duration};
 
+use futures_util::FutureExt;
 use onward_proto::{RunId, Timestamp, v1};
 use tokio::time::Instant;
 
@@ -122,10 +123,18 @@ impl Session {
         self.locals.insert((instance, number), local.control());
         let events = self.events_sender.clone();
         self.options.env.spawn(async move {
-            if let Some(outcome) = local.run().await {
-                let outcome = Box::new(outcome);
-                let _ = events.send(Event::LocalDone { run, instance, number, outcome });
-            }
+            // It catches the panics of user code. One of its own must not leave the run waiting.
+            let event = match AssertUnwindSafe(local.run()).catch_unwind().await {
+                Ok(Some(outcome)) => {
+                    Event::LocalDone { run, instance, number, outcome: Box::new(outcome) }
+                }
+                Ok(None) => return,
+                Err(_) => {
+                    let message = format!("the worker panicked in local activity {number}");
+                    Event::LocalBroken { run, instance, message }
+                }
+            };
+            let _ = events.send(event);
         });
     }
 

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     activity::attempt::{Attempt, Listener, Stop},
     client::rpc::Backoff,
-    machine::LocalOutcome,
+    machine::{LocalOutcome, task_failure},
 };
 
 /// What the session hears from its threads and tasks.
@@ -45,6 +45,8 @@ pub(crate) enum Event {
     News,
     /// A local activity ended.
     LocalDone { run: RunId, instance: Instance, number: u32, outcome: Box<LocalOutcome> },
+    /// The task that runs a local activity broke down.
+    LocalBroken { run: RunId, instance: Instance, message: String },
     /// The rest of a task's history was read, or could not be.
     History { run: RunId, instance: Instance, job: Option<Job> },
 }
@@ -294,6 +296,11 @@ impl Session {
                 if let Some(run) = self.runs.current(run, instance) {
                     let job = Job::LocalDone { instance, number, outcome };
                     self.threads.stage(run.thread, job);
+                }
+            }
+            Event::LocalBroken { run, instance, message } => {
+                if self.runs.current(run, instance).is_some() {
+                    self.give_up(run, task_failure(v1::WorkflowTaskFailureCause::Panic, message));
                 }
             }
             Event::History { run, instance, job } => {

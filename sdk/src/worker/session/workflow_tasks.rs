@@ -160,6 +160,23 @@ impl Session {
         }
     }
 
+    /// Forgets a run with which this worker cannot go on, and says why if it holds a task of it.
+    pub(super) fn give_up(&mut self, run: RunId, error: TaskFailure) {
+        let gone = self.runs.remove(run);
+        if let Some(task) = gone.and_then(|gone| gone.open) {
+            tracing::warn!(
+                run_id = %run,
+                cause = error.cause.as_str_name(),
+                "a workflow task failed: {}",
+                error.failure.message
+            );
+            self.keep_task(run, task, vec![failed_item(run, task, error, self.max_frame)]);
+        } else {
+            self.send_evicted(run);
+        }
+        self.on_gone(gone);
+    }
+
     /// An instance is no longer wanted: its thread drops it, its local activities are dropped.
     pub(super) fn on_gone(&mut self, gone: Option<Gone>) {
         if let Some(gone) = gone {
