@@ -73,6 +73,17 @@ async fn gated(ctx: &Ctx) -> onward::Result<u32> {
     Ok(wait(ctx.local()).await?)
 }
 
+#[activity]
+async fn absent(_: &ActivityCtx) -> onward::Result<()> {
+    Ok(())
+}
+
+/// Calls in its own worker what that does not have.
+#[workflow]
+async fn lacks(ctx: &Ctx) -> onward::Result<()> {
+    Ok(absent(ctx.local()).await?)
+}
+
 /// One step in its own worker, with all the time there is.
 #[workflow]
 async fn patient(ctx: &Ctx) -> onward::Result<String> {
@@ -694,6 +705,25 @@ async fn a_local_activity_may_have_all_the_time_there_is() {
     session.send([ServerKind::WorkflowTask(next_task(&first, 1, 2, events, None))]);
     let closed = done(session.next_news().await);
     assert!(matches!(command(&closed, 1), Kind::CompleteWorkflow(_)));
+}
+
+#[tokio::test]
+async fn a_local_activity_that_the_worker_does_not_have_fails_the_task_with_the_workers_list() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflows::<(lacks,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let first = first_task(run_id(1, 5), 1, "lacks", &[]);
+    session.send([ServerKind::WorkflowTask(first.clone())]);
+    let asked = done(session.next_news().await);
+    let events = recorded(&asked, 2, 0);
+    session.send([ServerKind::WorkflowTask(next_task(&first, 1, 2, events, None))]);
+    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+    assert_eq!((failed.task_id.unwrap(), failed.cause()), (task_id(2), Cause::UnknownType));
+    assert_eq!(
+        failed.failure.unwrap().message,
+        "worker tester has no activity `absent`; it has: explode, greet, tidy, wait"
+    );
 }
 
 fn yields(run: onward_proto::RunId, counter: u64) -> ServerKind {

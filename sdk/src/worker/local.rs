@@ -12,11 +12,10 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     attempts::{End, Execution, after, failure},
-    registry::{RegisteredActivity, Registry},
+    registry::RegisteredActivity,
 };
 use crate::{
     activity::attempt::{ActivityInfo, Attempt, Stop},
-    definition::AttemptError,
     machine::{LocalActivityTask, LocalOutcome, RunInfo},
 };
 
@@ -73,9 +72,7 @@ impl LocalControl {
 pub(crate) struct LocalRun {
     task: LocalActivityTask,
     workflow: Arc<RunInfo>,
-    activity: Option<Arc<RegisteredActivity>>,
-    /// What is said if there is no such activity.
-    unknown: Option<AttemptError>,
+    activity: Arc<RegisteredActivity>,
     control: Arc<LocalControl>,
 }
 
@@ -83,16 +80,9 @@ impl LocalRun {
     pub(crate) fn new(
         task: LocalActivityTask,
         workflow: Arc<RunInfo>,
-        registry: &Registry,
-        identity: &str,
+        activity: Arc<RegisteredActivity>,
     ) -> Self {
-        let activity = registry.activity(task.activity_type);
-        let unknown =
-            activity.is_none().then(|| registry.unknown_activity(task.activity_type, identity));
-        if let Some(unknown) = &unknown {
-            tracing::warn!("{}", unknown.failure.message);
-        }
-        Self { task, workflow, activity, unknown, control: Arc::default() }
+        Self { task, workflow, activity, control: Arc::default() }
     }
 
     pub(crate) fn control(&self) -> Arc<LocalControl> {
@@ -167,12 +157,7 @@ impl LocalRun {
     }
 
     async fn execute(&self, attempt: &Arc<Attempt>, until: Option<Instant>) -> End {
-        let Some(activity) = &self.activity else {
-            let failure = self.unknown.as_ref().map(|unknown| unknown.failure.clone());
-            let failure = failure.unwrap_or_default();
-            return End::Returned(Err(AttemptError { failure, cancelled: false }));
-        };
-        let body = (activity.start)(Arc::clone(attempt), self.task.arguments.clone());
+        let body = (self.activity.start)(Arc::clone(attempt), self.task.arguments.clone());
         let end = after(Instant::now(), attempt.info.timeout);
         let deadline = until.map_or(end, |until| end.min(until));
         Execution::new(body, Arc::clone(attempt), deadline).await

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{Event, LONG_FIRST_POLL, Running, Session};
 use crate::{
     activity::attempt::{ActivityInfo, Attempt, Stop},
-    machine::LocalActivityTask,
+    machine::{LocalActivityTask, task_failure},
     worker::{
         attempts::{AttemptKey, End, Execution, deadline},
         local::LocalRun,
@@ -119,7 +119,15 @@ impl Session {
         let number = task.number;
         let workflow = self.runs.current(run, instance).map(|run| Arc::clone(&run.info));
         let Some(workflow) = workflow else { return };
-        let local = LocalRun::new(task, workflow, &self.registry, &self.options.identity);
+        let Some(activity) = self.registry.activity(task.activity_type) else {
+            // Another worker may have it, and whoever looks at the run sees what it lacks.
+            let unknown =
+                self.registry.unknown_activity(task.activity_type, &self.options.identity);
+            let message = unknown.failure.message;
+            self.give_up(run, task_failure(v1::WorkflowTaskFailureCause::UnknownType, message));
+            return;
+        };
+        let local = LocalRun::new(task, workflow, activity);
         self.locals.insert((instance, number), local.control());
         let events = self.events_sender.clone();
         self.options.env.spawn(async move {

@@ -133,8 +133,12 @@ impl Session {
                 local.stop(Stop::Requested);
             }
         }
-        for task in start {
+        let closes = matches!(outcome, Outcome::Completed { closed: true, .. });
+        for task in start.into_iter().filter(|_| !closes) {
             self.start_local(run, instance, task);
+        }
+        if self.runs.current(run, instance).is_none() {
+            return; // A local activity cannot be started: its task has failed.
         }
         match outcome {
             Outcome::Waiting => {}
