@@ -1003,3 +1003,30 @@ async fn a_run_that_holds_an_abandoned_thread_gets_no_other_until_it_lets_go() {
     done(answer);
     assert_eq!(TIMES_ENTERED.load(Ordering::SeqCst), 2);
 }
+
+static MAY_GO_ON: AtomicBool = AtomicBool::new(false);
+
+/// Does not come back from its first poll until a test lets it.
+#[activity]
+async fn hog(_: &ActivityCtx) -> onward::Result<()> {
+    while !MAY_GO_ON.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_activity_that_blocks_its_first_poll_holds_nothing_else_up() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).activities::<(hog,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let (hog, greet) = (token(run_id(1, 5), 1, 1), token(run_id(1, 5), 2, 1));
+    session.send([
+        ServerKind::ActivityTask(activity_task(hog.clone(), "hog", &[])),
+        ServerKind::ActivityTask(activity_task(greet.clone(), "greet", &["\"Ada\""])),
+    ]);
+    assert_eq!(completed(session.next_news().await).0, greet);
+    MAY_GO_ON.store(true, Ordering::SeqCst);
+    assert_eq!(completed(session.next_news().await).0, hog);
+}

@@ -5,8 +5,9 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use onward_proto::v1;
@@ -23,9 +24,14 @@ use crate::{
 pub(crate) struct RegisteredActivity {
     /// Makes an attempt; polls nothing.
     pub(crate) start: Box<dyn Fn(Arc<Attempt>, Vec<v1::Payload>) -> AttemptFuture + Send + Sync>,
-    /// Its first poll has once taken long.
-    slow: AtomicBool,
+    /// How many first polls in a row were short.
+    short_polls: AtomicU32,
 }
+
+/// A first poll that takes longer holds up too much to be made at once.
+const LONG_FIRST_POLL: Duration = Duration::from_micros(200);
+/// So many short first polls in a row speak for the next.
+const QUICK_AFTER: u32 = 16;
 
 impl RegisteredActivity {
     pub(crate) fn new<D: Send + Sync + 'static>(
@@ -36,22 +42,29 @@ impl RegisteredActivity {
         let start = move |attempt, arguments| {
             (entry.run)(ActivityCtx::new(Arc::clone(&deps), attempt, codec), arguments, codec)
         };
-        Self { start: Box::new(start), slow: AtomicBool::new(false) }
+        Self { start: Box::new(start), short_polls: AtomicU32::new(0) }
     }
 
     /// Whether its first poll may be made at once, where it holds everything else up.
     pub(crate) fn is_quick(&self) -> bool {
-        !self.slow.load(Ordering::Relaxed)
+        self.short_polls.load(Ordering::Relaxed) >= QUICK_AFTER
     }
 
-    pub(crate) fn set_slow(&self) {
-        self.slow.store(true, Ordering::Relaxed);
+    /// Takes note of how long a first poll has lasted.
+    pub(crate) fn note_first_poll(&self, lasted: Duration) {
+        if lasted > LONG_FIRST_POLL {
+            self.short_polls.store(0, Ordering::Relaxed);
+        } else if !self.is_quick() {
+            self.short_polls.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl fmt::Debug for RegisteredActivity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegisteredActivity").field("slow", &self.slow).finish_non_exhaustive()
+        f.debug_struct("RegisteredActivity")
+            .field("short_polls", &self.short_polls)
+            .finish_non_exhaustive()
     }
 }
 
@@ -93,4 +106,24 @@ impl Registry {
 /// Names in a message for people.
 pub(crate) fn list(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_activity_with_many_short_first_polls_in_a_row_is_quick() {
+        let activity = RegisteredActivity {
+            start: Box::new(|_, _| Box::pin(std::future::pending())),
+            short_polls: AtomicU32::new(0),
+        };
+        for _ in 0..QUICK_AFTER {
+            assert!(!activity.is_quick());
+            activity.note_first_poll(LONG_FIRST_POLL);
+        }
+        assert!(activity.is_quick());
+        activity.note_first_poll(2 * LONG_FIRST_POLL);
+        assert!(!activity.is_quick());
+    }
 }

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use onward_proto::{RunId, Timestamp, v1};
 use tokio::time::Instant;
 
-use super::{Event, LONG_FIRST_POLL, Running, Session};
+use super::{Event, Running, Session};
 use crate::{
     activity::attempt::{ActivityInfo, Attempt, Stop},
     machine::{LocalActivityTask, task_failure},
@@ -57,16 +57,16 @@ impl Session {
         let body = (activity.start)(Arc::clone(&attempt), task.arguments);
         let until = deadline(now, timeout, self.silence_limit);
         let mut execution = Execution::new(body, Arc::clone(&attempt), until);
-        if activity.is_quick() {
+        let is_quick = activity.is_quick();
+        let first_poll = move |execution: &mut Execution| {
             let before = Instant::now();
             let poll = execution.first_poll();
-            if before.elapsed() > LONG_FIRST_POLL {
-                activity.set_slow();
-            }
-            if let Poll::Ready(end) = poll {
-                self.on_ended(key, end.into_item(&attempt, self.max_frame));
-                return;
-            }
+            activity.note_first_poll(before.elapsed());
+            poll
+        };
+        if is_quick && let Poll::Ready(end) = first_poll(&mut execution) {
+            self.on_ended(key, end.into_item(&attempt, self.max_frame));
+            return;
         }
         if let Some(heartbeat) = attempt.info.heartbeat {
             self.beat_at = self.beat_at.min(now + heartbeat / 3);
@@ -74,7 +74,11 @@ impl Session {
         self.attempts.insert(key, Running { attempt: Arc::clone(&attempt), beat_at: now });
         let (events, max_frame) = (self.events_sender.clone(), self.max_frame);
         self.options.env.spawn(async move {
-            let end = execution.await;
+            let polled = if is_quick { Poll::Pending } else { first_poll(&mut execution) };
+            let end = match polled {
+                Poll::Ready(end) => end,
+                Poll::Pending => execution.await,
+            };
             let item = end.into_item(&attempt, max_frame);
             let _ = events.send(Event::Ended { key, item });
         });

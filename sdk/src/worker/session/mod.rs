@@ -3,7 +3,8 @@
 //! One task owns everything here, so there are no locks and no order to get wrong. What it knows
 //! outlives the stream: running attempts go on, and completions are kept until they are acked, while
 //! it connects again. It never waits for user code: workflow code runs on its own threads, activity
-//! code in tasks of its own, except for the first poll of an activity, which may be all it needs.
+//! code in tasks of its own, except for the first poll of an activity that may need no more, and whose
+//! first polls have been short so far.
 
 mod activities;
 mod stream;
@@ -117,8 +118,6 @@ const GATHER_NEWS: Duration = Duration::from_millis(200);
 const LONG_TASK: Duration = Duration::from_secs(2);
 /// How long what runs may go on after a shutdown was asked for.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
-/// An activity whose first poll takes longer gets tasks of its own from then on.
-const LONG_FIRST_POLL: Duration = Duration::from_micros(200);
 /// A server that goes away ends the stream within this time, or the worker does.
 const LEAVE_WITHIN: Duration = Duration::from_secs(15);
 /// What silence means until the server has said it.
