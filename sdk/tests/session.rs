@@ -856,6 +856,34 @@ async fn a_full_cache_lets_the_longest_idle_run_go_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_run_with_a_running_local_activity_stays_in_a_full_cache() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).cached_workflows(0).spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let run = run_id(1, 5);
+    let first = first_task(run, 1, "gated", &[]);
+    session.send([ServerKind::WorkflowTask(first.clone())]);
+    let issued = done(session.next_news().await);
+    let WorkerKind::Evicted(_) = session.next_news().await else { panic!() };
+    let whole = |counter, recorded: Vec<_>| {
+        let mut task = next_task(&first, 1, counter, recorded, None);
+        task.events = first.events.iter().cloned().chain(task.events).collect();
+        task.follows = None;
+        ServerKind::WorkflowTask(task)
+    };
+    session.send([whole(2, recorded(&issued, 2, 0)), yields(run, 2)]);
+    let yielded = done(session.next_news().await);
+    assert!(yielded.more);
+    // Nothing more is evicted: the next task goes on with what is there.
+    let third = next_task(&first, 2, 3, recorded(&yielded, 3, 0), None);
+    session.send([ServerKind::WorkflowTask(third)]);
+    gate.0.notify_one();
+    let closed = done(session.next_news().await);
+    assert_eq!((closed.task_id, closed.more), (Some(task_id(3)), false));
+}
+
+#[tokio::test]
 async fn the_rest_of_a_long_history_is_read_before_the_task_runs() {
     let (mut fake, gate) = (Fake::start(), Gate::default());
     let (_worker, mut session) = worker(&mut fake, &gate).await;

@@ -160,13 +160,11 @@ impl Runs {
 
     /// A completion of `task` is on its way.
     pub(crate) fn completed(&mut self, run_id: RunId, task: TaskKey) {
-        self.stamp += 1;
         if let Some(run) = self.by_id.get_mut(&run_id) {
             self.open -= usize::from(run.open.take().is_some());
             run.last_sent = Some(task);
-            run.idle_since = self.stamp;
-            self.idle.push_back((self.stamp, run_id));
         }
+        self.rest(run_id);
         if self.idle.len() > 2 * self.by_id.len() + 64 {
             let by_id = &self.by_id;
             self.idle
@@ -197,17 +195,31 @@ impl Runs {
         }
     }
 
-    /// Forgets the longest idle run, if there are more than the cache may hold.
-    pub(crate) fn remove_excess(&mut self) -> Option<Gone> {
+    /// Forgets the longest idle run that is not busy, if there are more than the cache may hold.
+    pub(crate) fn remove_excess(&mut self, is_busy: impl Fn(Instance) -> bool) -> Option<Gone> {
         if self.by_id.len() <= self.limit {
             return None;
         }
-        while let Some((stamp, run_id)) = self.idle.pop_front() {
-            if self.by_id.get(&run_id).is_some_and(|run| run.idle_since == stamp) {
+        for _ in 0..self.idle.len() {
+            let (stamp, run_id) = self.idle.pop_front()?;
+            let run = self.by_id.get(&run_id).filter(|run| run.idle_since == stamp);
+            let Some(run) = run else { continue };
+            if !is_busy(run.instance) {
                 return self.remove(run_id);
             }
+            // As if its task had ended only now.
+            self.rest(run_id);
         }
         None
+    }
+
+    /// A run is the last to have become idle.
+    fn rest(&mut self, run_id: RunId) {
+        self.stamp += 1;
+        if let Some(run) = self.by_id.get_mut(&run_id) {
+            run.idle_since = self.stamp;
+            self.idle.push_back((self.stamp, run_id));
+        }
     }
 
     /// Forgets the runs of these slots that belong to another load of their lane.
@@ -326,17 +338,32 @@ mod tests {
         }
         admit(&mut runs, run(1), task(4), Some(task(1)));
         runs.completed(run(1), task(4));
-        assert_eq!(runs.remove_excess().unwrap().run, run(2));
-        assert!(runs.remove_excess().is_none());
+        assert_eq!(runs.remove_excess(|_| false).unwrap().run, run(2));
+        assert!(runs.remove_excess(|_| false).is_none());
     }
 
     #[test]
     fn a_run_with_an_open_task_never_leaves_for_lack_of_room() {
         let mut runs = Runs::new(0, 1);
         admit(&mut runs, run(1), task(1), None);
-        assert!(runs.remove_excess().is_none());
+        assert!(runs.remove_excess(|_| false).is_none());
         runs.completed(run(1), task(1));
-        assert!(runs.remove_excess().is_some());
+        assert!(runs.remove_excess(|_| false).is_some());
+    }
+
+    #[test]
+    fn a_busy_run_never_leaves_for_lack_of_room() {
+        let mut runs = Runs::new(1, 1);
+        for n in 1..=3 {
+            admit(&mut runs, run(n), task(n), None);
+            runs.completed(run(n), task(n));
+        }
+        let is_busy = |instance| instance == Instance(1);
+        assert_eq!(runs.remove_excess(is_busy).unwrap().run, run(2));
+        assert_eq!(runs.remove_excess(is_busy).unwrap().run, run(3));
+        admit(&mut runs, run(4), task(4), None);
+        assert!(runs.remove_excess(is_busy).is_none());
+        assert_eq!(runs.remove_excess(|_| false).unwrap().run, run(1));
     }
 
     #[test]

@@ -195,10 +195,18 @@ impl Session {
     }
 
     pub(super) fn trim_cache(&mut self) {
-        while let Some(gone) = self.runs.remove_excess() {
+        while let Some(gone) = self.remove_excess() {
             self.send_evicted(gone.run);
             self.on_gone(Some(gone));
         }
+    }
+
+    /// A run with local activities stays: they would begin anew each time that others need the room.
+    fn remove_excess(&mut self) -> Option<Gone> {
+        let locals = &self.locals;
+        self.runs.remove_excess(|instance| {
+            locals.range((instance, 0)..=(instance, u32::MAX)).next().is_some()
+        })
     }
 
     pub(super) fn watch(&mut self, now: Instant) {
