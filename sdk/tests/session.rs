@@ -764,6 +764,25 @@ async fn a_yield_completes_the_open_task_while_its_local_activity_runs_on() {
     assert_eq!(close.result.as_ref().unwrap().data, "1");
 }
 
+#[tokio::test]
+async fn a_yield_that_comes_while_the_history_is_read_is_not_lost() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let run = run_id(1, 5);
+    let first = first_task(run, 1, "gated", &[]);
+    session.send([ServerKind::WorkflowTask(first.clone())]);
+    let issued = done(session.next_news().await);
+
+    let mut second = next_task(&first, 1, 2, recorded(&issued, 2, 0), None);
+    let events = std::mem::take(&mut second.events);
+    second.next_position = "here".into();
+    let page = v1::TaskHistoryResponse { events, next_position: "".into() };
+    fake.script.lock().unwrap().history_pages.push_back(Ok(page));
+    session.send([ServerKind::WorkflowTask(second), yields(run, 2)]);
+    let yielded = done(session.next_news().await);
+    assert_eq!((yielded.task_id, yielded.more), (Some(task_id(2)), true));
+}
+
 /// A worker that has sent the first completion of a `steps` run.
 async fn with_cached_run(
     fake: &mut Fake,

@@ -55,6 +55,15 @@ pub(crate) struct Run {
 pub(crate) struct OpenTask {
     pub(crate) key: TaskKey,
     pub(crate) since: Instant,
+    /// Its job waits for the rest of its history.
+    pub(crate) reading: Option<Reading>,
+}
+
+/// What is to be done when the rest of a history is here, beside the task.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reading {
+    /// The task must yield as soon as it can.
+    pub(crate) yields: bool,
 }
 
 /// An instance that a thread must drop.
@@ -114,7 +123,7 @@ impl Runs {
         info: impl FnOnce() -> RunInfo,
         gone: &mut Option<Gone>,
     ) -> Admission {
-        let open = OpenTask { key: task, since: now };
+        let open = OpenTask { key: task, since: now, reading: None };
         if let Some(run) = self.by_id.get_mut(&run_id) {
             if run.open.is_none() && follows.is_some() && run.last_sent == follows {
                 run.open = Some(open);
@@ -156,6 +165,12 @@ impl Runs {
 
     pub(crate) fn get(&self, run_id: RunId) -> Option<&Run> {
         self.by_id.get(&run_id)
+    }
+
+    /// The open task of an instance.
+    pub(crate) fn open_mut(&mut self, run_id: RunId, instance: Instance) -> Option<&mut OpenTask> {
+        let run = self.by_id.get_mut(&run_id).filter(|run| run.instance == instance)?;
+        run.open.as_mut()
     }
 
     /// A completion of `task` is on its way.

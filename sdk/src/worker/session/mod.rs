@@ -303,15 +303,7 @@ impl Session {
                 }
             }
             Event::History { run, instance, job } => {
-                let Some(current) = self.runs.current(run, instance) else { return };
-                let thread = current.thread;
-                if let Some(job) = job {
-                    self.threads.stage(thread, job);
-                } else {
-                    // The server does not know the task any more, or its deadline will pass.
-                    let gone = self.runs.remove(run);
-                    self.on_gone(gone);
-                }
+                self.on_history(run, instance, job);
             }
         }
     }

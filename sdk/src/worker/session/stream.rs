@@ -14,7 +14,6 @@ use crate::{
         WorkerError,
         attempts::AttemptKey,
         outbox::{Item, Outbox},
-        threads::Job,
     },
 };
 
@@ -108,11 +107,8 @@ impl Session {
             Kind::Claim(claim) => self.on_claim(&claim),
             Kind::WorkflowTask(task) => self.on_workflow_task(task, now),
             Kind::Yield(item) => {
-                if let Some((run, task)) = names(&item.run_id, item.task_id)
-                    && let Some(run) = self.runs.get(run)
-                    && run.open.is_some_and(|open| open.key == task)
-                {
-                    self.threads.stage(run.thread, Job::Yield { instance: run.instance });
+                if let Some((run, task)) = names(&item.run_id, item.task_id) {
+                    self.on_yield(run, task);
                 }
             }
             Kind::Stale(item) => {

@@ -11,7 +11,7 @@ use crate::{
     worker::{
         outbox::Item,
         registry::list,
-        runs::{Admission, Gone, Instance, TaskKey},
+        runs::{Admission, Gone, Instance, Reading, TaskKey},
         threads::{Begin, Job, Outcome, Report, Slow, failed_item},
     },
 };
@@ -67,7 +67,24 @@ impl Session {
         if task.next_position.is_empty() {
             self.threads.stage(thread, job);
         } else {
+            if let Some(open) = self.runs.open_mut(run_id, instance) {
+                open.reading = Some(Reading::default());
+            }
             self.read_history(run_id, instance, job, key, task.next_position);
+        }
+    }
+
+    pub(super) fn on_yield(&mut self, run_id: RunId, task: TaskKey) {
+        let Some(run) = self.runs.get(run_id) else { return };
+        let (instance, thread) = (run.instance, run.thread);
+        let Some(open) = self.runs.open_mut(run_id, instance).filter(|open| open.key == task)
+        else {
+            return;
+        };
+        match &mut open.reading {
+            // The server asks once: it is said to the thread after the task.
+            Some(reading) => reading.yields = true,
+            None => self.threads.stage(thread, Job::Yield { instance }),
         }
     }
 
@@ -98,6 +115,22 @@ impl Session {
             };
             let _ = events.send(Event::History { run, instance, job });
         });
+    }
+
+    pub(super) fn on_history(&mut self, run: RunId, instance: Instance, job: Option<Job>) {
+        let Some(current) = self.runs.current(run, instance) else { return };
+        let thread = current.thread;
+        if let Some(job) = job {
+            self.threads.stage(thread, job);
+            let reading = self.runs.open_mut(run, instance).and_then(|open| open.reading.take());
+            if reading.is_some_and(|reading| reading.yields) {
+                self.threads.stage(thread, Job::Yield { instance });
+            }
+        } else {
+            // The server does not know the task any more, or its deadline will pass.
+            let gone = self.runs.remove(run);
+            self.on_gone(gone);
+        }
     }
 
     pub(super) fn need_history(&mut self, run: RunId, task: TaskKey) {
