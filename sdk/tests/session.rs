@@ -925,6 +925,22 @@ async fn the_rest_of_a_long_history_is_read_before_the_task_runs() {
 }
 
 #[tokio::test]
+async fn a_task_whose_history_cannot_be_read_fails_at_once() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let mut task = first_task(run_id(1, 5), 1, "order", &["\"lamp\""]);
+    task.events.clear();
+    task.next_position = "here".into();
+    let answer = Err(tonic::Status::not_found("not this task"));
+    fake.script.lock().unwrap().history_pages.push_back(answer);
+    session.send([ServerKind::WorkflowTask(task)]);
+    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+    assert_eq!((failed.task_id.unwrap(), failed.cause()), (task_id(1), Cause::WorkerLost));
+    let message = failed.failure.unwrap().message;
+    assert!(message.contains("not this task"), "{message}");
+}
+
+#[tokio::test]
 async fn a_panic_fails_the_task_and_the_next_hand_out_begins_anew() {
     let (mut fake, gate) = (Fake::start(), Gate::default());
     let (_worker, mut session) = worker(&mut fake, &gate).await;

@@ -49,7 +49,7 @@ pub(crate) enum Event {
     /// The task that runs a local activity broke down.
     LocalBroken { run: RunId, instance: Instance, message: String },
     /// The rest of a task's history was read, or could not be.
-    History { run: RunId, instance: Instance, job: Option<Job> },
+    History { run: RunId, instance: Instance, job: Result<Job, Status> },
 }
 
 /// Hands news of attempts to the session.

@@ -2,6 +2,7 @@
 
 use onward_proto::{RunId, v1};
 use tokio::time::Instant;
+use tonic::Status;
 
 use super::{Event, Kept, RECONNECT_WITHIN, Session, names};
 use crate::{
@@ -102,34 +103,34 @@ impl Session {
         let backoff = Backoff::new(self.options.env.rng(), RECONNECT_WITHIN);
         self.options.env.spawn(async move {
             let rest = connection.read_history(run, task, position, backoff).await;
-            let job = match (rest, &mut job) {
-                (Ok(rest), Job::Advance { task, .. }) => {
+            let job = rest.map(|rest| {
+                if let Job::Advance { task, .. } = &mut job {
                     task.events.extend(rest);
-                    Some(job)
                 }
-                (Ok(_), _) => None,
-                (Err(status), _) => {
-                    tracing::warn!(run_id = %run, %status, "cannot read a task's history");
-                    None
-                }
-            };
+                job
+            });
             let _ = events.send(Event::History { run, instance, job });
         });
     }
 
-    pub(super) fn on_history(&mut self, run: RunId, instance: Instance, job: Option<Job>) {
+    pub(super) fn on_history(&mut self, run: RunId, instance: Instance, job: Result<Job, Status>) {
         let Some(current) = self.runs.current(run, instance) else { return };
         let thread = current.thread;
-        if let Some(job) = job {
-            self.threads.stage(thread, job);
-            let reading = self.runs.open_mut(run, instance).and_then(|open| open.reading.take());
-            if reading.is_some_and(|reading| reading.yields) {
-                self.threads.stage(thread, Job::Yield { instance });
+        match job {
+            Ok(job) => {
+                self.threads.stage(thread, job);
+                let open = self.runs.open_mut(run, instance);
+                let reading = open.and_then(|open| open.reading.take());
+                if reading.is_some_and(|reading| reading.yields) {
+                    self.threads.stage(thread, Job::Yield { instance });
+                }
             }
-        } else {
-            // The server does not know the task any more, or its deadline will pass.
-            let gone = self.runs.remove(run);
-            self.on_gone(gone);
+            Err(status) => {
+                // Said at once: until then the task counts as one that this worker has. A server
+                // that knows it no more calls the answer stale.
+                let message = format!("the rest of the history cannot be read: {status}");
+                self.give_up(run, task_failure(v1::WorkflowTaskFailureCause::WorkerLost, message));
+            }
         }
     }
 
