@@ -1093,3 +1093,19 @@ async fn an_activity_that_blocks_its_first_poll_holds_nothing_else_up() {
     MAY_GO_ON.store(true, Ordering::SeqCst);
     assert_eq!(completed(session.next_news().await).0, hog);
 }
+
+#[tokio::test]
+async fn what_was_done_before_a_poll_that_never_ends_is_answered() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflow_threads(1).spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    session.send([
+        ServerKind::WorkflowTask(first_task(run_id(1, 5), 1, "order", &["\"lamp\""])),
+        ServerKind::WorkflowTask(first_task(run_id(2, 5), 2, "block", &[])),
+    ]);
+    tokio::time::pause();
+    assert_eq!(done(session.next_news().await).task_id.unwrap(), task_id(1));
+    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+    assert_eq!((failed.task_id.unwrap(), failed.cause()), (task_id(2), Cause::Stuck));
+}

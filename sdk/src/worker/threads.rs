@@ -267,12 +267,14 @@ pub(crate) fn failed_item(run: RunId, task: TaskKey, error: TaskFailure, max_fra
 }
 
 /// What the watchdog sees of a thread.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Pulse {
     /// Goes up when a job begins and when it ends: odd while one runs.
     turns: AtomicU64,
     /// Whose job runs, or ran last.
     at: Mutex<Option<(Instance, Arc<RunInfo>)>>,
+    /// What came of earlier jobs and is not handed over. The session takes it when a job is long.
+    reports: Mutex<Vec<Report>>,
     /// The thread was written off: whatever it still has is nobody's.
     abandoned: AtomicBool,
 }
@@ -284,6 +286,21 @@ impl Pulse {
 
     fn at(&self) -> Option<(Instance, Arc<RunInfo>)> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what came of a job; gives how many reports wait to be handed over.
+    fn report(&self, report: Option<Report>) -> usize {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.extend(report);
+        reports.len()
+    }
+
+    /// Hands over what is reported, in its order: both sides send while they hold the list.
+    fn hand_over(&self, events: &mpsc::UnboundedSender<Event>) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        if !reports.is_empty() {
+            let _ = events.send(Event::Reports(mem::take(&mut reports)));
+        }
     }
 }
 
@@ -414,6 +431,8 @@ impl Threads {
                 thread.warned = false;
                 continue;
             }
+            // What it finished before must neither wait for this poll nor be lost with the thread.
+            thread.pulse.hand_over(&self.events);
             let lasted = now.saturating_duration_since(thread.seen_at);
             let stuck = lasted >= STUCK_POLL;
             if (stuck || lasted >= LONG_POLL && !thread.warned)
@@ -466,7 +485,6 @@ fn serve(
     shared: Arc<Shared>,
 ) {
     let mut cabinet = Cabinet::new(shared);
-    let mut reports = Vec::new();
     while let Some(jobs) = inbox.blocking_recv() {
         for job in jobs {
             if pulse.abandoned.load(Ordering::Acquire) {
@@ -474,14 +492,14 @@ fn serve(
             }
             pulse.enter(cabinet.at(&job));
             pulse.turns.fetch_add(1, Ordering::AcqRel);
-            reports.extend(cabinet.work(job));
+            let waiting = pulse.report(cabinet.work(job));
             pulse.turns.fetch_add(1, Ordering::AcqRel);
-            if reports.len() >= REPORTS_PER_LIST {
-                let _ = events.send(Event::Reports(mem::take(&mut reports)));
+            if waiting >= REPORTS_PER_LIST {
+                pulse.hand_over(events);
             }
         }
-        if !reports.is_empty() && inbox.is_empty() {
-            let _ = events.send(Event::Reports(mem::take(&mut reports)));
+        if inbox.is_empty() {
+            pulse.hand_over(events);
         }
     }
 }
