@@ -286,7 +286,7 @@ impl Machine {
             }
             break;
         }
-        let (mut is_issued, mut is_running) = (false, false);
+        let (mut is_issued, mut is_running, mut is_awaited) = (false, false, false);
         {
             let state = self.core.state.borrow();
             if !state.waits_for_something() {
@@ -302,11 +302,17 @@ impl Machine {
                     }
                 }
             }
+            if let Phase::Live { commands } = &state.phase {
+                let is_marker =
+                    |command: &v1::Command| matches!(command.kind, Some(Kind::RecordMarker(_)));
+                is_awaited = !commands.iter().all(is_marker);
+            }
         }
-        if is_running && !is_issued {
+        // Markers can wait for the activities that run; what the server is to do cannot.
+        if is_running && !is_issued && !is_awaited {
             return Ok(Progress::Waiting);
         }
-        Ok(self.complete(is_issued))
+        Ok(self.complete(is_issued || is_running))
     }
 
     fn complete(&mut self, more: bool) -> Progress {

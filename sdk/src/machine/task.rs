@@ -60,7 +60,7 @@ pub struct Task {
 pub enum Progress {
     /// The task is done.
     Completed(Completion),
-    /// Local activities that run are outstanding; nothing else is to do.
+    /// Local activities that run are outstanding; nothing else is to do, for the server neither.
     Waiting,
 }
 
@@ -71,7 +71,7 @@ pub struct Completion {
     pub task_id: v1::TaskId,
     /// What the code asked for, in order; a close is last.
     pub commands: Vec<v1::Command>,
-    /// Local activities wait for this task's commit.
+    /// Local activities wait for this task's commit, or run: the next task is owed at once.
     pub more: bool,
     /// Numbered behaviours of the machine that shaped this task.
     pub sdk_flags: Vec<u32>,

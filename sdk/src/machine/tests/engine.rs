@@ -13,7 +13,7 @@ use crate::{
     failure,
     machine::{
         Completion, LocalActivityTask, LocalOutcome, Machine, MachineOptions, Progress, RunInfo,
-        Task, TaskFailure,
+        Task, TaskFailure, core::Phase,
     },
     payload::{self, Args, Codec},
     workflow::{Call, Ctx, LocalCall},
@@ -336,11 +336,26 @@ impl Run {
         let started = machine.take_local_activities();
         self.running.extend(started);
         match progress {
-            Progress::Waiting => Ok("waiting".to_owned()),
+            Progress::Waiting => {
+                self.check_held_back();
+                Ok("waiting".to_owned())
+            }
             Progress::Completed(completion) => {
                 self.is_open = false;
                 Ok(self.record(completion))
             }
+        }
+    }
+
+    /// A task that waits for local activities holds nothing back that the server could act on.
+    fn check_held_back(&self) {
+        let state = self.machine.as_ref().unwrap().core.state.borrow();
+        if let Phase::Live { commands } = &state.phase {
+            let held = commands.iter().map(in_words);
+            let held: Vec<_> = held
+                .filter(|words| !words.starts_with("record#") && !words.starts_with("local "))
+                .collect();
+            assert!(held.is_empty(), "{held:?} wait for a local activity");
         }
     }
 

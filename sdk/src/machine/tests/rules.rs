@@ -375,12 +375,46 @@ fn a_dropped_local_activity_is_stopped_and_leaves_no_trace() {
     run.on([]);
     run.on([]);
     run.yields();
-    assert_eq!(run.on([signal("go", 2)]), "waiting");
-    assert_eq!(run.yields(), "timer#2 1s, more");
+    assert_eq!(run.on([signal("go", 2)]), "timer#2 1s, more");
+    assert_eq!(run.on([]), "waiting");
+    run.yields();
     assert_eq!(run.on([fired(2)]), "complete");
     assert!(run.running.is_empty());
     assert_eq!(run.result::<u32>(), 2);
 }
+
+workflow!(pays_beside_a_slow_step(ctx) -> u32 {
+    let paid = async { let a = do_local(ctx, 1).await?; do_work(ctx, a).await };
+    let (paid, slow) = try_join!(paid, do_local(ctx, 2))?;
+    Ok(paid + slow)
+});
+
+#[test]
+fn what_the_code_asks_of_the_server_does_not_wait_for_a_local_activity() {
+    let mut run = Run::new::<pays_beside_a_slow_step>(&());
+    assert_eq!(run.on([]), "more");
+    assert_eq!(run.on([]), "waiting");
+    assert_eq!(run.local_done(1, local_value(5)), "local work#1, work#3, more");
+    assert_eq!(run.on([]), "waiting", "nothing is left to say");
+    run.yields();
+    assert_eq!(run.on([done(3, 7)]), "waiting");
+    assert_eq!(run.local_done(2, local_value(6)), "local work#2, complete");
+    assert_eq!(run.result::<u32>(), 13);
+}
+
+#[test]
+fn a_local_activity_that_is_done_waits_with_its_marker_for_another_that_runs() {
+    let mut run = Run::new::<two_local_steps>(&());
+    run.on([]);
+    run.on([]);
+    assert_eq!(run.local_done(2, local_value(6)), "waiting");
+    assert_eq!(run.local_done(1, local_value(5)), "local work#2, local work#1, complete");
+}
+
+workflow!(two_local_steps(ctx) -> u32 {
+    let (a, b) = try_join!(do_local(ctx, 1), do_local(ctx, 2))?;
+    Ok(a + b)
+});
 
 workflow!(typed_errors(ctx) -> Vec<String> {
     let mut seen = Vec::new();
