@@ -60,8 +60,6 @@ pub(super) struct State {
     pub(super) cancel: CancelRequest,
     /// Recorded values that wait for their drain.
     pub(super) records: VecDeque<u32>,
-    /// The recorded value whose drain this is, and its place among the commands.
-    pub(super) recording: Option<(u32, usize)>,
     pub(super) local_done: VecDeque<(u32, LocalOutcome)>,
     pub(super) local_cancels: Vec<u32>,
     rng: Option<Xoshiro>,
@@ -150,6 +148,11 @@ impl Core {
             }
             Phase::Idle => {}
         }
+    }
+
+    /// Whether this is new work, not the past.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Live { .. })
     }
 
     pub(super) fn next_id(&self) -> u64 {

@@ -29,8 +29,17 @@ pub(super) struct Leaf {
 pub(super) enum LeafKind {
     Activity,
     Timer,
-    Record { site: v1::CallSite },
-    Local { stage: LocalStage, hash: u64, site: v1::CallSite, name: &'static str },
+    /// With its value, once that is made; a replay makes none.
+    Record {
+        site: v1::CallSite,
+        value: Option<v1::Payload>,
+    },
+    Local {
+        stage: LocalStage,
+        hash: u64,
+        site: v1::CallSite,
+        name: &'static str,
+    },
 }
 
 pub(super) fn call_site(location: &Location<'_>) -> v1::CallSite {

@@ -3,20 +3,14 @@
 //! Neither is there at the first poll. Its marker takes its place among the commands when it
 //! resolves, and what the code gets is what is recorded there, live as well as at a replay.
 
-use std::{
-    panic::Location,
-    task::{Context, Poll},
-};
+use std::panic::Location;
 
-use onward_proto::v1::{
-    self, WorkflowTaskFailureCause as Cause, command::Kind, history_event::Attributes,
-};
+use onward_proto::v1::{self, command::Kind, history_event::Attributes};
 
 use super::{
     LocalOutcome,
-    core::{Core, Phase, State},
+    core::Core,
     leaf::{Leaf, LeafKind, call_site},
-    report::task_failure,
 };
 use crate::{failure::plain_failure, limits, payload::EncodedArgs};
 
@@ -33,14 +27,6 @@ pub(super) struct LocalCall {
     pub(super) activity_type: &'static str,
     pub(super) arguments: Vec<v1::Payload>,
     pub(super) options: crate::options::ActivityOptions,
-}
-
-/// What a recorded value's leaf has to do.
-pub(crate) enum RecordTurn {
-    Wait,
-    /// Make the value now, and say it with [`Core::record`].
-    Make,
-    Recorded(Box<v1::MarkerRecorded>),
 }
 
 impl Core {
@@ -60,84 +46,68 @@ impl Core {
         })
     }
 
+    /// Gives a recorded value its number. A live one is to be made now, and given to
+    /// [`Core::keep_record`].
     pub(crate) fn issue_record(&self, location: &Location<'_>) -> Option<u32> {
-        let number = self.begin_leaf(LeafKind::Record { site: call_site(location) })?;
+        let site = call_site(location);
+        let number = self.begin_leaf(LeafKind::Record { site, value: None })?;
         self.state.borrow_mut().records.push_back(number);
         Some(number)
     }
 
-    pub(crate) fn poll_record(&self, number: u32, cx: &Context<'_>) -> RecordTurn {
-        let is_its_drain =
-            self.state.borrow().recording.is_some_and(|(recording, _)| recording == number);
-        if is_its_drain && self.is_active() {
-            return RecordTurn::Make;
-        }
-        match self.poll_leaf(number, cx) {
-            Poll::Ready(Attributes::MarkerRecorded(marker)) => {
-                RecordTurn::Recorded(Box::new(marker))
-            }
-            Poll::Ready(_) | Poll::Pending => RecordTurn::Wait,
-        }
-    }
-
-    /// Fills the place that was kept for a recorded value. Ends the drive if the server would not
-    /// take it: the code must not go on with what a replay would not find.
-    pub(crate) fn record(&self, number: u32, value: v1::Payload) {
-        if let Err(limit) = limits::check_payload(&value, self.options.max_payload_bytes) {
+    /// Keeps a recorded value until its turn among the commands comes.
+    pub(crate) fn keep_record(&self, number: u32, made: v1::Payload) {
+        if let Err(limit) = limits::check_payload(&made, self.options.max_payload_bytes) {
             self.fail_payload(&format!("recorded value #{number}"), &limit);
             return;
         }
         let mut state = self.state.borrow_mut();
-        let State { recording, phase, leaves, .. } = &mut *state;
-        let Some((_, place)) = recording.take_if(|(recording, _)| *recording == number) else {
-            return;
-        };
-        if let Phase::Live { commands } = phase
-            && let Some(Kind::RecordMarker(marker)) = commands[place].kind.as_mut()
+        if let Some(Leaf { kind: LeafKind::Record { value, .. }, .. }) =
+            state.leaves.get_mut(&number)
         {
-            marker.result = Some(value);
+            *value = Some(made);
         }
-        let leaf = leaves.remove(&number);
-        drop(state);
-        drop(leaf);
     }
 
-    /// Keeps the next place among the commands for this recorded value and wakes its leaf.
-    pub(super) fn begin_recording(&self, number: u32) {
-        let mut state = self.state.borrow_mut();
-        let Some(leaf) = state.leaves.get_mut(&number) else { return };
-        let LeafKind::Record { site } = &leaf.kind else { return };
-        let (site, waker) = (site.clone(), leaf.waker.take());
-        if let Phase::Live { commands } = &mut state.phase {
-            let place = commands.len();
-            commands.push(v1::Command {
+    /// Writes the marker of a recorded value and wakes its leaf. A dropped one leaves no trace.
+    pub(super) fn finish_record(&self, number: u32) -> bool {
+        let marker = {
+            let mut state = self.state.borrow_mut();
+            let Some(Leaf { kind: LeafKind::Record { site, value }, .. }) =
+                state.leaves.get_mut(&number)
+            else {
+                return false;
+            };
+            v1::MarkerRecorded {
                 number,
-                call_site: Some(site),
-                kind: Some(Kind::RecordMarker(v1::RecordMarker {
-                    kind: v1::MarkerKind::RecordedValue as i32,
-                    ..Default::default()
-                })),
+                kind: v1::MarkerKind::RecordedValue as i32,
+                result: value.take(),
+                call_site: Some(site.clone()),
                 ..Default::default()
-            });
-            state.recording = Some((number, place));
-        }
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+            }
+        };
+        self.mark(marker);
+        true
     }
 
-    /// Ends the drain of a recorded value. Its place stays empty if the code dropped it unseen.
-    pub(super) fn end_recording(&self) {
-        let mut state = self.state.borrow_mut();
-        if let Some((number, _)) = state.recording.take()
-            && state.leaves.contains_key(&number)
-        {
-            state.failure.get_or_insert(task_failure(
-                Cause::Stuck,
-                format!("recorded value #{number} was woken but not polled"),
-            ));
-        }
+    /// Gives a marker its place among the commands and its leaf the outcome.
+    fn mark(&self, marker: v1::MarkerRecorded) {
+        self.emit(v1::Command {
+            number: marker.number,
+            call_site: marker.call_site.clone(),
+            arguments_hash: marker.arguments_hash,
+            summary: String::new(),
+            refused: None,
+            kind: Some(Kind::RecordMarker(v1::RecordMarker {
+                kind: marker.kind,
+                name: marker.name.clone(),
+                result: marker.result.clone(),
+                failure: marker.failure.clone(),
+                cause: marker.cause,
+                attempts: marker.attempts,
+            })),
+        });
+        self.resolve(0, marker.number, Attributes::MarkerRecorded(marker));
     }
 
     /// An outcome that the server takes: a result that is too large is a failure instead. It is the
@@ -192,22 +162,7 @@ impl Core {
                 refused: None,
             }
         };
-        self.emit(v1::Command {
-            number,
-            call_site: marker.call_site.clone(),
-            arguments_hash: marker.arguments_hash,
-            summary: String::new(),
-            refused: None,
-            kind: Some(Kind::RecordMarker(v1::RecordMarker {
-                kind: marker.kind,
-                name: marker.name.clone(),
-                result: marker.result.clone(),
-                failure: marker.failure.clone(),
-                cause: marker.cause,
-                attempts: marker.attempts,
-            })),
-        });
-        self.resolve(0, number, Attributes::MarkerRecorded(marker));
+        self.mark(marker);
         true
     }
 
@@ -217,7 +172,7 @@ impl Core {
         let mut state = self.state.borrow_mut();
         let leaf = state.leaves.get(&marker.number)?;
         let (kind, name, hash, site) = match &leaf.kind {
-            LeafKind::Record { site } => (v1::MarkerKind::RecordedValue, "", 0, site.clone()),
+            LeafKind::Record { site, .. } => (v1::MarkerKind::RecordedValue, "", 0, site.clone()),
             LeafKind::Local { hash, site, name, .. } => {
                 (v1::MarkerKind::LocalActivity, *name, *hash, site.clone())
             }

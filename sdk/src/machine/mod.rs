@@ -271,10 +271,9 @@ impl Machine {
             }
             let record = self.core.state.borrow_mut().records.pop_front();
             if let Some(number) = record {
-                self.core.begin_recording(number);
-                self.drain()?;
-                self.core.end_recording();
-                self.check()?;
+                if self.core.finish_record(number) {
+                    self.drain()?;
+                }
                 continue;
             }
             let done = self.core.state.borrow_mut().local_done.pop_front();

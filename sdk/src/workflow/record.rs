@@ -6,10 +6,11 @@ use std::{
     task::{Context, Poll},
 };
 
+use onward_proto::v1::history_event::Attributes;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Ctx;
-use crate::{error::Limit, machine::marker::RecordTurn, payload};
+use crate::{error::Limit, payload};
 
 /// A value that is made once. See [`Ctx::record`].
 #[must_use = "futures do nothing unless awaited"]
@@ -27,6 +28,19 @@ impl<'c, F> Record<'c, F> {
     }
 }
 
+impl<T: Serialize, F: FnOnce() -> T> Record<'_, F> {
+    /// Makes the value. The machine keeps it until its turn comes.
+    fn make(&mut self, number: u32) {
+        let core = &self.ctx.core;
+        let Some(make) = self.make.take() else { return };
+        let made = payload::encode(&make(), core.options.codec);
+        match made {
+            Ok(value) => core.keep_record(number, value),
+            Err(error) => core.fail_payload(&format!("recorded value #{number}"), &error),
+        }
+    }
+}
+
 /// The closure is called, never pinned.
 impl<F> Unpin for Record<'_, F> {}
 
@@ -40,33 +54,22 @@ impl<T: Serialize + DeserializeOwned, F: FnOnce() -> T> Future for Record<'_, F>
         }
         if self.number.is_none() {
             self.number = core.issue_record(self.call_site);
+            if let Some(number) = self.number
+                && core.is_live()
+            {
+                self.make(number);
+            }
         }
         let Some(number) = self.number else { return Poll::Pending };
-        let recorded = match core.poll_record(number, cx) {
-            RecordTurn::Wait => return Poll::Pending,
-            RecordTurn::Recorded(marker) => {
+        let recorded = match core.poll_leaf(number, cx) {
+            Poll::Ready(Attributes::MarkerRecorded(marker)) => {
                 if let Some(limit) = marker.refused.map(Limit::from) {
                     core.fail_payload(&format!("recorded value #{number}"), &limit);
                     return Poll::Pending;
                 }
                 marker.result
             }
-            RecordTurn::Make => {
-                let Some(make) = self.make.take() else { return Poll::Pending };
-                match payload::encode(&make(), core.options.codec) {
-                    Ok(value) => {
-                        core.record(number, value.clone());
-                        if !core.is_active() {
-                            return Poll::Pending;
-                        }
-                        Some(value)
-                    }
-                    Err(error) => {
-                        core.fail_payload(&format!("recorded value #{number}"), &error);
-                        return Poll::Pending;
-                    }
-                }
-            }
+            Poll::Ready(_) | Poll::Pending => return Poll::Pending,
         };
         self.is_done = true;
         // The code gets what a replay will get, live too.

@@ -319,6 +319,40 @@ fn a_recorded_value_resolves_in_its_own_drain() {
     });
 }
 
+workflow!(keeps_a_record(ctx) -> u32 {
+    let mut made = ctx.record(|| 5);
+    let first = select! {
+        n = &mut made => n,
+        go = ctx.recv(GO) => { do_work(ctx, go).await? }
+    };
+    Ok(first + made.await)
+});
+
+#[test]
+fn a_recorded_value_that_is_kept_unpolled_waits_for_the_code() {
+    let run = both::<keeps_a_record>(&(), |run| {
+        assert_eq!(run.on([signal("go", 2)]), "work#2, record#1");
+        assert_eq!(run.on([done(2, 3)]), "complete");
+    });
+    assert_eq!(run.result::<u32>(), 8);
+}
+
+workflow!(drops_a_record(ctx) -> u32 {
+    let mut made = ctx.record(|| 5);
+    let first = select! { n = &mut made => n, go = ctx.recv(GO) => go };
+    drop(made);
+    do_work(ctx, first).await?;
+    Ok(first)
+});
+
+#[test]
+fn a_recorded_value_that_is_dropped_unseen_leaves_no_trace() {
+    both::<drops_a_record>(&(), |run| {
+        assert_eq!(run.on([signal("go", 2)]), "work#2");
+        assert_eq!(run.on([done(2, 3)]), "complete");
+    });
+}
+
 workflow!(local_steps(ctx) -> u32 {
     let a = do_local(ctx, 1).await?;
     let b = do_local(ctx, a).await?;
