@@ -1,8 +1,8 @@
 //! What the machine shares with the run's own leaves: what they asked for, what has come of it,
 //! and whether they may ask at all.
 //!
-//! No borrow of the state lives while user code runs: wakers are woken, and old ones dropped,
-//! after it has ended.
+//! No borrow of the state lives while user code runs: wakers are cloned before it begins, woken,
+//! and dropped, after it has ended. What is to be woken more than once is shared, not cloned.
 
 use std::{
     cell::{Cell, RefCell},
@@ -48,7 +48,7 @@ pub(super) struct State {
     pub(super) cancels: BTreeMap<u32, Kind>,
     /// The last id given to what is no command: conditions, signal waits, sections.
     ids: u64,
-    pub(super) conditions: BTreeMap<u64, Waker>,
+    pub(super) conditions: BTreeMap<u64, Rc<Waker>>,
     /// How many conditions have come true.
     pub(super) conditions_met: u64,
     pub(super) mailboxes: BTreeMap<String, Mailbox>,
@@ -169,7 +169,8 @@ impl Core {
             return id;
         }
         let id = id.unwrap_or_else(|| self.next_id());
-        let old = self.state.borrow_mut().conditions.insert(id, cx.waker().clone());
+        let waker = Rc::new(cx.waker().clone());
+        let old = self.state.borrow_mut().conditions.insert(id, waker);
         drop(old);
         Some(id)
     }

@@ -1,6 +1,9 @@
 //! Drains: facts go in one by one, and the code is polled until it is quiet.
 
-use std::task::{Context, Poll, Waker};
+use std::{
+    rc::Rc,
+    task::{Context, Poll},
+};
 
 use onward_proto::v1::{self, WorkflowTaskFailureCause as Cause, history_event::Attributes};
 
@@ -104,11 +107,12 @@ impl Machine {
         loop {
             let next = {
                 let state = self.core.state.borrow();
-                state.conditions.range(last + 1..).next().map(|(id, waker)| (*id, waker.clone()))
+                let mut next = state.conditions.range(last + 1..);
+                next.next().map(|(id, waker)| (*id, Rc::clone(waker)))
             };
             let Some((id, waker)) = next else { break };
             let met = self.core.state.borrow().conditions_met;
-            waker.wake();
+            waker.wake_by_ref();
             self.poll_until_quiet(&mut polls)?;
             // What has come true, this one or another, may make an older one true.
             last = if self.core.state.borrow().conditions_met == met { id } else { 0 };
@@ -146,7 +150,9 @@ impl Machine {
     pub(super) fn deliver_cancel(&mut self) -> Result<(), TaskFailure> {
         match self.core.deliver_cancel() {
             Delivery::Held => {}
-            Delivery::Sections(wakers) => wakers.iter().for_each(Waker::wake_by_ref),
+            Delivery::Sections(wakers) => {
+                wakers.iter().for_each(|waker| waker.wake_by_ref());
+            }
             Delivery::Run => {
                 if let Code::Running(_) = self.code {
                     // Dropped while it is driven: its calls are cancelled.

@@ -107,6 +107,7 @@ impl Core {
 
     /// What history said about a command, once it has.
     pub(crate) fn poll_leaf(&self, number: u32, cx: &Context<'_>) -> Poll<Attributes> {
+        let waker = cx.waker().clone();
         let mut state = self.state.borrow_mut();
         let Some(leaf) = state.leaves.get_mut(&number) else { return Poll::Pending };
         if leaf.outcome.is_some() {
@@ -117,7 +118,7 @@ impl Core {
                 None => Poll::Pending,
             };
         }
-        let old = register(&mut leaf.waker, cx);
+        let old = leaf.waker.replace(waker);
         drop(state);
         drop(old);
         Poll::Pending
@@ -196,13 +197,5 @@ impl Core {
         if let Some(waker) = waker {
             waker.wake();
         }
-    }
-}
-
-/// Stores the waker unless it is there already. The caller drops the old one without a borrow.
-fn register(slot: &mut Option<Waker>, cx: &Context<'_>) -> Option<Waker> {
-    match slot {
-        Some(waker) if waker.will_wake(cx.waker()) => None,
-        Some(_) | None => slot.replace(cx.waker().clone()),
     }
 }

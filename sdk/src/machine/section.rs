@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    rc::Rc,
     task::{Context, Waker},
 };
 
@@ -23,13 +24,13 @@ pub(super) struct Section {
     parent: Option<u64>,
     is_shield: bool,
     is_cancelled: bool,
-    waker: Waker,
+    waker: Rc<Waker>,
 }
 
 /// Where a cancel request went.
 pub(super) enum Delivery {
     Held,
-    Sections(Vec<Waker>),
+    Sections(Vec<Rc<Waker>>),
     Run,
 }
 
@@ -55,7 +56,7 @@ impl Core {
             return SectionTurn::Inert;
         }
         let new_id = id.unwrap_or_else(|| self.next_id());
-        let waker = cx.waker().clone();
+        let waker = Rc::new(cx.waker().clone());
         let mut state = self.state.borrow_mut();
         let State { sections, polled_sections, .. } = &mut *state;
         let parent = polled_sections.last().copied();
@@ -121,7 +122,7 @@ impl Core {
         let innermost = state.sections.iter_mut().filter(|(id, _)| !parents.contains(id));
         let wakers = innermost.map(|(_, section)| {
             section.is_cancelled = true;
-            section.waker.clone()
+            Rc::clone(&section.waker)
         });
         Delivery::Sections(wakers.collect())
     }

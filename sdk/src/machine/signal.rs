@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
     task::{Context, Waker},
 };
 
@@ -12,7 +13,7 @@ use super::core::Core;
 #[derive(Default)]
 pub(super) struct Mailbox {
     signals: VecDeque<Taken>,
-    pub(super) waiters: BTreeMap<u64, Waker>,
+    pub(super) waiters: BTreeMap<u64, Rc<Waker>>,
 }
 
 /// A signal that a task took and no code has read.
@@ -26,9 +27,9 @@ impl Core {
         let mut state = self.state.borrow_mut();
         let mailbox = state.mailboxes.entry(signal.signal_name).or_default();
         mailbox.signals.push_back(Taken { event_id, arguments: signal.arguments });
-        let waiters: Vec<Waker> = mailbox.waiters.values().cloned().collect();
+        let waiters: Vec<Rc<Waker>> = mailbox.waiters.values().map(Rc::clone).collect();
         drop(state);
-        waiters.iter().for_each(Waker::wake_by_ref);
+        waiters.iter().for_each(|waker| waker.wake_by_ref());
     }
 
     /// The oldest unread signal of this name, with its event.
@@ -53,12 +54,13 @@ impl Core {
             return id;
         }
         let id = id.unwrap_or_else(|| self.next_id());
+        let waker = Rc::new(cx.waker().clone());
         let mut state = self.state.borrow_mut();
         if !state.mailboxes.contains_key(name) {
             state.mailboxes.insert(name.to_owned(), Mailbox::default());
         }
         let mailbox = state.mailboxes.get_mut(name);
-        let old = mailbox.and_then(|mailbox| mailbox.waiters.insert(id, cx.waker().clone()));
+        let old = mailbox.and_then(|mailbox| mailbox.waiters.insert(id, waker));
         drop(state);
         drop(old);
         Some(id)

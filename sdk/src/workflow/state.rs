@@ -1,6 +1,11 @@
 //! State that the parts of one workflow share.
 
-use std::{cell::RefCell, fmt};
+use std::{
+    cell::{RefCell, RefMut},
+    fmt,
+};
+
+use super::is_panicking;
 
 /// A cell of a workflow's state. It gives out no guards, so that no borrow crosses an await.
 ///
@@ -37,7 +42,19 @@ impl<T> State<T> {
 
     /// Sets the value and returns the one before.
     pub fn replace(&self, value: T) -> T {
-        std::mem::replace(&mut *self.0.try_borrow_mut().expect(REENTRY), value)
+        match self.borrow_to_set() {
+            Some(mut cell) => std::mem::replace(&mut *cell, value),
+            None => value,
+        }
+    }
+
+    /// The value to be changed. Nothing for drop code of a closure of this cell that panicked: a
+    /// second panic would abort the process.
+    fn borrow_to_set(&self) -> Option<RefMut<'_, T>> {
+        if is_panicking() {
+            return self.0.try_borrow_mut().ok();
+        }
+        Some(self.0.try_borrow_mut().expect(REENTRY))
     }
 
     /// Looks at the value.
@@ -60,12 +77,43 @@ impl<T> State<T> {
 impl<T> State<Option<T>> {
     /// Takes the value out.
     pub fn take(&self) -> Option<T> {
-        self.0.try_borrow_mut().expect(REENTRY).take()
+        self.borrow_to_set()?.take()
     }
 }
 
 impl<T: fmt::Debug> fmt::Debug for State<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("State").field(&self.0).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    /// Changes a cell when it is dropped.
+    struct ChangesOnDrop<'c>(&'c State<Option<u32>>);
+
+    impl Drop for ChangesOnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.set(Some(2));
+            self.0.replace(Some(3));
+            self.0.take();
+        }
+    }
+
+    #[test]
+    fn drop_code_of_a_closure_that_panics_changes_nothing_and_does_not_panic_again() {
+        let cell = State::new(Some(1));
+        let broken = catch_unwind(AssertUnwindSafe(|| {
+            cell.update(|_| {
+                let _guard = ChangesOnDrop(&cell);
+                panic!("boom");
+            });
+        }));
+        assert!(broken.is_err());
+        assert_eq!(cell.get(), Some(1));
     }
 }
