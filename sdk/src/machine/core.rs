@@ -21,7 +21,7 @@ use super::{
     rng::Xoshiro,
     section::{CancelRequest, Section},
     signal::Mailbox,
-    wake::RunWaker,
+    wake::{self, RunWaker},
 };
 use crate::workflow;
 
@@ -97,9 +97,21 @@ impl Core {
         })
     }
 
-    /// Whether the code may act: it is being driven, and nothing has gone wrong.
+    /// Whether the code may act: it is being driven, and nothing has gone wrong. A value that is
+    /// being made may not: that ends the drive.
     pub(crate) fn is_active(&self) -> bool {
+        self.refuse_while_making();
         self.driving.get() && !workflow::is_panicking() && self.state.borrow().failure.is_none()
+    }
+
+    /// What a recorded value does beside itself would be missing at a replay, which does not make
+    /// it again.
+    fn refuse_while_making(&self) {
+        if wake::is_making() && self.driving.get() && !workflow::is_panicking() {
+            let text = "the workflow acts inside ctx.record(..): calls, waits and the run's own \
+                        randomness belong outside, where a replay finds them";
+            self.fail(task_failure(Cause::BadCommands, text));
+        }
     }
 
     pub(super) fn set_driving(&self, driving: bool) {
@@ -197,6 +209,7 @@ impl Core {
         name: Option<&str>,
         draw: impl FnOnce(&mut Xoshiro) -> T,
     ) -> T {
+        self.refuse_while_making();
         let mut state = self.state.borrow_mut();
         let State { rng, named_rngs, started, .. } = &mut *state;
         let rng = match name {

@@ -42,7 +42,7 @@ mod task;
 mod tests;
 mod wake;
 
-pub(crate) use wake::is_replaying;
+pub(crate) use wake::{is_making, is_replaying, making};
 
 pub(crate) use self::report::{describe, task_failure};
 pub use self::task::{

@@ -14,6 +14,29 @@ thread_local! {
     static DRIVING: Cell<usize> = const { Cell::new(0) };
     /// Whether what it drives is the past.
     static REPLAYING: Cell<bool> = const { Cell::new(false) };
+    /// Whether the code makes a value that is to be recorded.
+    static MAKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread makes a value that is to be recorded: no replay makes it again, so nothing
+/// else may come of it.
+pub(crate) fn is_making() -> bool {
+    MAKING.try_with(Cell::get).unwrap_or(false)
+}
+
+/// Marks this thread as making a value until the guard is dropped.
+pub(crate) fn making() -> Making {
+    MAKING.set(true);
+    Making
+}
+
+/// A value is being made.
+pub(crate) struct Making;
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        MAKING.set(false);
+    }
 }
 
 /// Whether this thread is replaying workflow code.

@@ -83,7 +83,9 @@ impl Ctx {
         Until::new(self, condition)
     }
 
-    /// Makes a value once and records it: a replay finds the recorded one.
+    /// Makes a value once and records it: a replay finds the recorded one, and does not call
+    /// `make`. So `make` may look at the run and its state and do nothing else with them: a call, a
+    /// draw of its randomness or a changed [`State`] fails the task.
     #[track_caller]
     pub fn record<T, F: FnOnce() -> T>(&self, make: F) -> Record<'_, F> {
         Record::new(self, make, Location::caller())

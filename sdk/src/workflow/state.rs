@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::is_panicking;
+use crate::machine::is_making;
 
 /// A cell of a workflow's state. It gives out no guards, so that no borrow crosses an await.
 ///
@@ -20,6 +21,8 @@ use super::is_panicking;
 pub struct State<T>(RefCell<T>);
 
 const REENTRY: &str = "State: a closure of this cell may not use the same cell";
+const MAKING: &str = "State: inside ctx.record(..) a cell may be read only, because a replay does \
+                      not make the value again";
 
 impl<T> State<T> {
     /// A cell with this value.
@@ -54,6 +57,7 @@ impl<T> State<T> {
         if is_panicking() {
             return self.0.try_borrow_mut().ok();
         }
+        assert!(!is_making(), "{MAKING}");
         Some(self.0.try_borrow_mut().expect(REENTRY))
     }
 
@@ -70,6 +74,7 @@ impl<T> State<T> {
     /// # Panics
     /// If the closure uses the same cell.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+        assert!(!is_making(), "{MAKING}");
         change(&mut self.0.try_borrow_mut().expect(REENTRY))
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{cell::Cell, pin::Pin};
 
-use onward_proto::v1::{ActivityFailureCause, WorkflowTaskFailureCause as Cause};
+use onward_proto::v1::{
+    ActivityFailureCause, WorkflowTaskFailureCause as Cause, history_event::Attributes,
+};
 
 use super::{super::drain::MAX_POLLS, engine::*};
 use crate::{
@@ -211,7 +213,7 @@ fn what_was_cancelled_without_a_request_to_the_run_fails_it() {
     assert_eq!(Run::new::<says_cancelled>(&()).on([]), "fail");
     let cancelled = || {
         let closed = onward_proto::v1::ActivityCancelled { number: 1, ..Default::default() };
-        onward_proto::v1::history_event::Attributes::ActivityCancelled(closed)
+        Attributes::ActivityCancelled(closed)
     };
     both::<two_steps>(&(), |run| {
         assert_eq!(run.on([]), "work#1");
@@ -601,12 +603,50 @@ fn what_cannot_go_on_fails_the_task_at_once() {
     assert_eq!(fails::<local_at_most_once>().0, Cause::BadCommands);
 }
 
+workflow!(draws_in_a_record(ctx) -> u64 { Ok(ctx.record(|| ctx.rng().range(0..9)).await) });
+workflow!(names_in_a_record(ctx) -> String { Ok(ctx.record(|| ctx.uuid().to_string()).await) });
+workflow!(calls_in_a_record(ctx) -> u32 {
+    Ok(ctx.record(|| { do_work(ctx, 1).detach(); 1 }).await)
+});
+workflow!(drops_in_a_record(ctx) -> u32 {
+    let call = do_work(ctx, 1).start();
+    Ok(ctx.record(move || { drop(call); 1 }).await)
+});
+workflow!(sets_in_a_record(ctx) -> u32 {
+    let seen = State::new(0);
+    ctx.record(|| seen.set(1)).await;
+    Ok(seen.get())
+});
+workflow!(reads_in_a_record(ctx) -> u32 {
+    let seen = State::new(3);
+    Ok(ctx.record(|| seen.get() + u32::from(ctx.cancel_requested())).await)
+});
+
+#[test]
+fn what_makes_a_recorded_value_may_look_at_the_run_and_not_act_in_it() {
+    let expected = "inside ctx.record(..)";
+    for (cause, text) in [
+        fails::<draws_in_a_record>(),
+        fails::<names_in_a_record>(),
+        fails::<calls_in_a_record>(),
+        fails::<drops_in_a_record>(),
+    ] {
+        assert_eq!(cause, Cause::BadCommands, "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
+    let (cause, text) = fails::<sets_in_a_record>();
+    assert_eq!(cause, Cause::Panic);
+    assert!(text.contains(expected), "{text}");
+    let run = both::<reads_in_a_record>(&(), |run| drop(run.on([])));
+    assert_eq!(run.result::<u32>(), 3);
+}
+
 #[test]
 fn a_result_that_does_not_decode_fails_the_task() {
     let mut run = Run::new::<two_steps>(&());
     run.on([]);
     let mut wrong = done(1, 1);
-    if let onward_proto::v1::history_event::Attributes::ActivityCompleted(event) = &mut wrong {
+    if let Attributes::ActivityCompleted(event) = &mut wrong {
         event.result.as_mut().unwrap().data = bytes::Bytes::from_static(b"\"x\"");
     }
     run.happens(wrong);
@@ -622,9 +662,7 @@ fn an_unknown_event_or_flag_is_handed_back() {
     let known = run.history.clone();
     run.history[2].attributes = None;
     run.history.push(known[2].clone());
-    if let Some(onward_proto::v1::history_event::Attributes::WorkflowTaskCompleted(done)) =
-        &mut run.history[1].attributes
-    {
+    if let Some(Attributes::WorkflowTaskCompleted(done)) = &mut run.history[1].attributes {
         done.sdk_flags.push(999);
     }
     assert_eq!(run.replay().unwrap_err().cause, Cause::Unsupported);
