@@ -32,6 +32,12 @@ enum Stage {
 }
 
 impl Stage {
+    /// Options have no effect on a call that is out.
+    #[track_caller]
+    fn assert_unissued(&self) {
+        debug_assert!(matches!(self, Self::Built(_)), "options are set before a call is issued");
+    }
+
     /// Takes the encoded arguments out of a call that is about to be issued.
     fn take_args<A: Activity>(&mut self, core: &Core) -> Option<EncodedArgs> {
         if !matches!(self, Self::Built(_)) || !core.is_active() {
@@ -84,56 +90,56 @@ impl<'c, A: Activity> ActivityTarget<A> for &'c Ctx {
 impl<A: Activity> Call<'_, A> {
     /// One attempt may take so long (start-to-close).
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.assert_unissued();
+        self.stage.assert_unissued();
         self.options = self.options.timeout(timeout);
         self
     }
 
     /// All attempts and the waits between them may take so long (schedule-to-close).
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.assert_unissued();
+        self.stage.assert_unissued();
         self.options = self.options.deadline(deadline);
         self
     }
 
     /// A worker must take it within this time (schedule-to-start).
     pub fn queue_timeout(mut self, queue_timeout: Duration) -> Self {
-        self.assert_unissued();
+        self.stage.assert_unissued();
         self.options = self.options.queue_timeout(queue_timeout);
         self
     }
 
     /// An attempt must give a sign of life so often.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
-        self.assert_unissued();
+        self.stage.assert_unissued();
         self.options = self.options.heartbeat(heartbeat);
         self
     }
 
     /// How failed attempts are repeated; what it does not set stays as the attribute has it.
     pub fn retry(mut self, retry: Retry) -> Self {
-        self.assert_unissued();
+        self.stage.assert_unissued();
         self.options = self.options.retry(retry);
         self
     }
 
     /// The task queue; without it, the workflow's own.
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
-        self.assert_unissued();
+        self.stage.assert_unissued();
         self.queue = Some(queue.into());
         self
     }
 
     /// Higher goes first; 0 unless set.
     pub fn priority(mut self, priority: i32) -> Self {
-        self.assert_unissued();
+        self.stage.assert_unissued();
         self.options = self.options.priority(priority);
         self
     }
 
     /// A line for people.
     pub fn summary(mut self, summary: impl Into<String>) -> Self {
-        self.assert_unissued();
+        self.stage.assert_unissued();
         self.summary = summary.into();
         self
     }
@@ -151,13 +157,6 @@ impl<A: Activity> Call<'_, A> {
         if let Stage::Issued(number) = std::mem::replace(&mut self.stage, Stage::Done) {
             self.ctx.core.detach_leaf(number);
         }
-    }
-
-    fn assert_unissued(&self) {
-        debug_assert!(
-            matches!(self.stage, Stage::Built(_)),
-            "options are set before a call is issued"
-        );
     }
 
     fn issue(&mut self) {
@@ -333,18 +332,21 @@ impl<'c, A: Activity> ActivityTarget<A> for LocalCtx<'c> {
 impl<A: Activity> LocalCall<'_, A> {
     /// One attempt may take so long.
     pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.stage.assert_unissued();
         self.options = self.options.timeout(timeout);
         self
     }
 
     /// All attempts and the waits between them may take so long.
     pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.stage.assert_unissued();
         self.options = self.options.deadline(deadline);
         self
     }
 
     /// How failed attempts are repeated; what it does not set stays as the attribute has it.
     pub fn retry(mut self, retry: Retry) -> Self {
+        self.stage.assert_unissued();
         self.options = self.options.retry(retry);
         self
     }

@@ -641,6 +641,19 @@ fn what_makes_a_recorded_value_may_look_at_the_run_and_not_act_in_it() {
     assert_eq!(run.result::<u32>(), 3);
 }
 
+workflow!(options_too_late(ctx) -> u32 { Ok(do_work(ctx, 1).start().timeout(SECOND).await?) });
+workflow!(local_options_too_late(ctx) -> u32 {
+    Ok(do_local(ctx, 1).start().timeout(SECOND).await?)
+});
+
+#[test]
+fn options_of_a_call_that_is_out_already_are_refused() {
+    for (cause, text) in [fails::<options_too_late>(), fails::<local_options_too_late>()] {
+        assert_eq!(cause, Cause::Panic);
+        assert!(text.ends_with("options are set before a call is issued"), "{text}");
+    }
+}
+
 #[test]
 fn a_result_that_does_not_decode_fails_the_task() {
     let mut run = Run::new::<two_steps>(&());
