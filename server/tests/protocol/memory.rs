@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use onward_proto::v1::{
-    self, PendingActivity, PendingActivityState, WorkflowStatus,
+    self, IdConflictPolicy, PendingActivity, PendingActivityState, WorkflowStatus,
     client_service_client::ClientServiceClient,
 };
+use onward_server::store::{CallKind, ListRuns, Plan, Store as _};
 use prost::Message as _;
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
 use tonic::{Code, transport::Channel};
 
+use crate::stage::{Stage, database};
 use crate::world::{
     PATIENCE, RawWorker, World, call_activity, complete_workflow, describe, signal, start,
     start_timer,
@@ -164,4 +166,86 @@ async fn a_retry_that_was_missed_while_the_server_was_down_waits_for_no_claim() 
     assert_eq!(state(&mut client).await, PendingActivityState::Queued);
     let activity = world.worker().await.activity().await;
     assert_eq!(activity.token.unwrap().attempt, 2);
+}
+
+/// A run that has left memory, asleep for an hour, and a database that takes its time to read.
+async fn asleep_behind_slow_reads() -> Stage {
+    let stage = Stage::with_memory(database(), 0);
+    let mut client = stage.client().await;
+    let mut worker = stage.worker().await;
+    client.start_workflow(start("one")).await.unwrap();
+    let task = worker.task().await;
+    worker.complete(&task, vec![start_timer(1, Duration::from_hours(1))]).await;
+    worker.acked(&task).await;
+    drop(worker);
+    while stage.metric("onward_runs_in_memory") > 0.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stage.store.faults().set_planner(|kind| {
+        let before =
+            if kind == CallKind::Read { Duration::from_millis(200) } else { Duration::ZERO };
+        Plan { before, ..Plan::default() }
+    });
+    stage
+}
+
+fn in_place_of_another(workflow_id: &str) -> v1::StartWorkflowRequest {
+    v1::StartWorkflowRequest {
+        id_conflict_policy: IdConflictPolicy::TerminateExisting.into(),
+        ..start(workflow_id)
+    }
+}
+
+async fn statuses(stage: &Stage) -> Vec<WorkflowStatus> {
+    let namespace_id = onward_proto::DEFAULT_NAMESPACE;
+    let list = ListRuns { namespace_id, status: None, before: None, limit: 100 };
+    let runs = stage.store.connect().list_runs(list).await.unwrap();
+    runs.into_iter().map(|run| run.status).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn starts_that_waited_for_a_load_together_take_the_place_of_one_another() {
+    use WorkflowStatus::{Running, Terminated};
+    let stage = asleep_behind_slow_reads().await;
+    let client = stage.client().await;
+    let mut starts = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        let mut client = client.clone();
+        starts.spawn(async move { client.start_workflow(in_place_of_another("one")).await });
+    }
+    for answer in starts.join_all().await {
+        assert!(answer.unwrap().into_inner().started);
+    }
+    assert_eq!(statuses(&stage).await, [Running, Terminated, Terminated]);
+    assert!(stage.metric("onward_parked_runs_total") == 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_came_twice_while_its_id_was_loaded_starts_once() {
+    use WorkflowStatus::{Running, Terminated};
+    let stage = asleep_behind_slow_reads().await;
+    let client = stage.client().await;
+    let request = in_place_of_another("one");
+    let mut starts = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        let (mut client, request) = (client.clone(), request.clone());
+        starts.spawn(async move { client.start_workflow(request).await.unwrap().into_inner() });
+    }
+    let answers = starts.join_all().await;
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(statuses(&stage).await, [Running, Terminated]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_behind_a_start_reaches_the_run_that_it_started() {
+    let stage = asleep_behind_slow_reads().await;
+    let mut client = stage.client().await;
+    let begun = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.start_workflow(in_place_of_another("one")).await.unwrap().into_inner() }
+    });
+    // Behind the start, while its workflow id is looked for; then both wait for the run.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let reached = client.signal_workflow(signal("one")).await.unwrap().into_inner();
+    assert_eq!(reached.run_id, begun.await.unwrap().run_id);
 }

@@ -136,7 +136,14 @@ impl Lane {
                     }))),
                 }
             }
-            (request, Some(newest)) => self.with_run(newest.run_id, request),
+            (mut request, Some(newest)) => {
+                // The newest run has closed, and that is the answer, whatever starts meanwhile.
+                // Of an open one the load tells whether it still stands for its id.
+                if newest.status != WorkflowStatus::Running {
+                    request.name_run(newest.run_id);
+                }
+                self.with_run(newest.run_id, request);
+            }
             (request, None) => request.refuse_not_found(),
         }
     }

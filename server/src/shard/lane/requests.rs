@@ -76,6 +76,19 @@ impl Request {
         }
     }
 
+    /// From now on it is about this run, whatever starts in its place.
+    pub(super) fn name_run(&mut self, run_id: RunId) {
+        match self {
+            Self::Start { .. } | Self::TaskTail { .. } => {}
+            Self::Change { target, .. }
+            | Self::Describe { target, .. }
+            | Self::AwaitResult { target, .. }
+            | Self::Locate { target, .. } => {
+                target.run_id.get_or_insert(run_id);
+            }
+        }
+    }
+
     /// Answers that there is no such run.
     pub(super) fn refuse_not_found(self) {
         let refusal = self.target().map_or_else(
@@ -172,6 +185,9 @@ impl Lane {
                 return request.refuse_not_found();
             }
         }
+        if !self.stands_for(run_id, &request) {
+            return self.on_request(request);
+        }
         match request {
             Request::Start { start, answer, outcome } => {
                 self.start_over_known(run_id, *start, answer, outcome);
@@ -194,6 +210,16 @@ impl Lane {
                 self.task_tail(run_id, task_id, rows, answer);
             }
         }
+    }
+
+    /// Whether the request is for this run. One that names none is for the run that stands for the
+    /// workflow id when it is decided: the run that it waited for may have closed meanwhile, and
+    /// another may have started in its place.
+    fn stands_for(&self, run_id: RunId, request: &Request) -> bool {
+        // An open run stands for its id.
+        request.run_id().is_some()
+            || !self.runs[&run_id].run.is_closed()
+            || request.key().is_some_and(|key| self.ids.get(&key) == Some(&run_id))
     }
 
     /// Signals wait behind a repeated task, so that a stream of them cannot keep the run open.
