@@ -124,6 +124,7 @@ impl Customer {
         let id = &order.workflow_id;
         // The senders go on beside each other; each one's signals come in its own order.
         let (mut news_rng, mut noise_rng) = (rng.fork(), rng.fork());
+        let watches = rng.u8(0..3) == 0;
         let news = async {
             for value in 1..=order.program.receives() {
                 sleep(up_to(&mut news_rng, self.pace.next)).await;
@@ -150,8 +151,14 @@ impl Customer {
             }
             Ok::<(), String>(())
         };
-        let (sent, (), stopped) = tokio::join!(news, noise, stop);
-        sent.and(stopped)?;
+        // Somebody looks on from the beginning, or reads what happened when it has.
+        let watch = async { if watches { self.read(id, run_id).await } else { Ok(()) } };
+        let (sent, (), stopped, watched) = tokio::join!(news, noise, stop, watch);
+        watched?;
+        // A run whose time was up before that needs neither.
+        if !matches!(order.program.finish, Finish::UntilTimedOut { .. }) {
+            sent.and(stopped)?;
+        }
         let ended = self.result(id, run_id).await?;
         order.program.judge(&ended)?;
         self.read(id, run_id).await
@@ -351,6 +358,12 @@ impl Customer {
             if passed {
                 return Ok(());
             }
+            let ends = |event: &HistoryEvent| {
+                matches!(event.attributes, Some(Attributes::WorkflowExecutionTimedOut(_)))
+            };
+            if events.last().is_some_and(ends) {
+                return Err(format!("its time was up before {name}"));
+            }
             sleep(self.pace.look).await;
         }
     }
@@ -392,6 +405,7 @@ impl Customer {
         Ok(events)
     }
 
+    /// Follows a history to its end.
     async fn read(&self, workflow_id: &str, run_id: Uuid) -> Result<(), String> {
         self.history(workflow_id, run_id, true).await.map(drop)
     }

@@ -3,10 +3,10 @@
 use onward::Client;
 use onward_checker::log::{Batch, Call, JournalRow, Log, Outcome, Run, Wake};
 use onward_proto::{
-    DEFAULT_NAMESPACE, Slot,
+    DEFAULT_NAMESPACE, RunId, Slot,
     v1::{self, HistoryEvent, history_event::Attributes},
 };
-use onward_server::store::{ListRuns, Loaded, MemoryStore, RunRow, Store as _, WakeAt};
+use onward_server::store::{ListRuns, Loaded, LoadedRun, MemoryStore, RunRow, Store as _, WakeAt};
 use prost::Message as _;
 
 use crate::diary::Diary;
@@ -14,11 +14,6 @@ use crate::diary::Diary;
 /// Everything that is durable, and each history as a reader gets it.
 pub(crate) async fn store(store: &MemoryStore, client: &Client) -> Log {
     let shards = store.shards(1).await.expect("this connection has no faults").rows;
-    let batches = store
-        .batches()
-        .into_iter()
-        .map(|(shard, commit_seq, epoch)| Batch { shard: shard.0, commit_seq, epoch })
-        .collect();
     let mut runs = Vec::new();
     let mut list =
         ListRuns { namespace_id: DEFAULT_NAMESPACE, status: None, before: None, limit: 1_000 };
@@ -33,30 +28,46 @@ pub(crate) async fn store(store: &MemoryStore, client: &Client) -> Log {
             runs.push(run(store, client, row, shard).await);
         }
     }
-    Log { runs, batches, ..Log::default() }
+    let batches = store.batches().into_iter();
+    let batches =
+        batches.map(|(shard, commit_seq, epoch)| Batch { shard: shard.0, commit_seq, epoch });
+    Log { batches: batches.collect(), runs, ..Log::default() }
 }
 
 async fn run(store: &MemoryStore, client: &Client, row: RunRow, shard: i32) -> Run {
-    let loaded = store.load_runs(vec![row.run_id], u32::MAX).await;
-    let loaded = loaded.expect("this connection has no faults").remove(0);
-    let Loaded::Run(loaded) = loaded else { panic!("a run that is listed is there: {row:?}") };
+    // Some still go on: what is read has to be of one moment.
+    let (loaded, history) = loop {
+        let before = load(store, row.run_id).await;
+        let history = history(client, &row).await;
+        if before == load(store, row.run_id).await {
+            break (before, history);
+        }
+    };
     let journal = loaded.journal.iter().map(|bytes| {
         let row = v1::JournalRow::decode(bytes.clone()).expect("a journal row is one");
         JournalRow { epoch: row.epoch, commit_seq: row.commit_seq, records: row.records }
     });
     Run {
         run_id: row.run_id.uuid(),
-        workflow_id: row.workflow_id.clone(),
-        status: row.status,
+        workflow_id: row.workflow_id,
+        status: loaded.row.status,
         shard,
-        wake: match row.wake_at {
+        wake: match loaded.row.wake_at {
             WakeAt::Hot => Wake::Hot,
             WakeAt::At(_) => Wake::At,
             WakeAt::Never => Wake::Never,
         },
         pending: loaded.pending.len(),
         journal: journal.collect(),
-        history: history(client, &row).await,
+        history,
+    }
+}
+
+async fn load(store: &MemoryStore, run_id: RunId) -> Box<LoadedRun> {
+    let loaded = store.load_runs(vec![run_id], u32::MAX).await;
+    match loaded.expect("this connection has no faults").pop() {
+        Some(Loaded::Run(run)) => run,
+        other => panic!("a run that is listed is there: {other:?}"),
     }
 }
 

@@ -118,7 +118,8 @@ impl Story {
         let mut orders: Vec<_> = (0..rng.usize(1..14)).map(|_| Program::random(&mut rng)).collect();
         if troubles.contains(&Trouble::Rewind) {
             // What a client has sent once may be gone, and it will not send it again.
-            orders.retain(|program| program.receives() == 0 && program.waits_for_cancel().is_none());
+            orders
+                .retain(|program| program.receives() == 0 && program.waits_for_cancel().is_none());
             for program in &mut orders {
                 program.finish = Finish::Return;
                 program.unread = 0;

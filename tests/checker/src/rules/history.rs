@@ -21,6 +21,12 @@ pub(super) const PREFIX: Rule = Rule {
     check: prefix,
 };
 
+pub(super) const FOLLOWED: Rule = Rule {
+    name: "Q2",
+    says: "who follows a history gets every event of it, the one that ends it too",
+    check: followed,
+};
+
 pub(super) const CAUSALITY: Rule =
     Rule { name: "H5", says: "what ends was begun before, and ends once", check: causality };
 
@@ -104,6 +110,19 @@ fn prefix(log: &Log, judge: &mut Judge) {
                     later.events.len()
                 ));
             }
+        }
+    }
+}
+
+fn followed(log: &Log, judge: &mut Judge) {
+    for read in log.reads.iter().filter(|read| read.followed) {
+        if log.is_waived(read.began_us, read.ended_us) {
+            continue;
+        }
+        if let Some(run) = log.run(read.run_id) {
+            judge.must(run.history.len() == read.events.len(), || {
+                format!("{}: {} of {} events", run.run_id, read.events.len(), run.history.len())
+            });
         }
     }
 }
@@ -290,6 +309,11 @@ mod tests {
             };
             log.reads.push(shorter);
         });
+    }
+
+    #[test]
+    fn a_follower_who_misses_the_end_is_found() {
+        broken("Q2", |log| drop(log.reads[1].events.pop()));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::judge::Rule;
 pub const RULES: &[Rule] = &[
     history::CONTIGUOUS,
     history::PREFIX,
+    history::FOLLOWED,
     history::CAUSALITY,
     history::TIME,
     history::NOTHING_MISSING,

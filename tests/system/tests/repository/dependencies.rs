@@ -115,10 +115,16 @@ fn dependencies_between_our_crates_point_one_way() {
         ("onward", &["onward-macros", "onward-proto"]),
         ("onward-server", &["onward-proto"]),
         ("onward-cli", &["onward-proto", "onward-server", "onward"]),
+        ("onward-checker", &["onward-proto"]),
+        ("onward-programs", &["onward-checker", "onward-proto", "onward"]),
+        (
+            "onward-simulation",
+            &["onward-checker", "onward-programs", "onward-proto", "onward-server", "onward"],
+        ),
         ("onward-example-hello", &["onward"]),
         ("onward-example-orders", &["onward"]),
     ]);
-    let tops = ["onward-system-tests", "onward-bench"];
+    let tops = ["onward-system-tests", "onward-bench", "xtask"];
     for member in members() {
         for dependency in member.dependencies.iter().filter(|d| d.path.is_some()) {
             let arrow = format!("{} -> {}", member.name, dependency.name);
