@@ -12,7 +12,9 @@ use std::{
 };
 
 use fake::{Fake, Session, activity_task, first_task, run_id, task_id, token};
-use onward::{ActivityCtx, Ctx, Provide, Worker, WorkerBuilder, WorkerHandle, activity, workflow};
+use onward::{
+    ActivityCtx, Ctx, Env, Provide, Worker, WorkerBuilder, WorkerHandle, activity, workflow,
+};
 use onward_proto::v1::{
     self, CancelReason, WorkflowTaskFailureCause as Cause, command::Kind,
     server_item::Kind as ServerKind, worker_item::Kind as WorkerKind,
@@ -57,6 +59,12 @@ async fn tidy(ctx: &ActivityCtx) -> Result<(), onward::Cancelled> {
 #[activity]
 async fn explode(_: &ActivityCtx) -> onward::Result<()> {
     panic!("boom")
+}
+
+#[workflow]
+async fn whisper(_: &Ctx) -> onward::Result<()> {
+    tracing::info!("psst");
+    Ok(())
 }
 
 /// Two steps, one of each kind.
@@ -1108,4 +1116,27 @@ async fn what_was_done_before_a_poll_that_never_ends_is_answered() {
     assert_eq!(done(session.next_news().await).task_id.unwrap(), task_id(1));
     let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
     assert_eq!((failed.task_id.unwrap(), failed.cause()), (task_id(2), Cause::Stuck));
+}
+
+#[tokio::test]
+async fn what_workflow_code_logs_names_its_run() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+    let _logging = tracing::subscriber::set_default(subscriber.finish());
+
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let run = run_id(1, 5);
+    // Simulated, so that the code runs on the thread that has the subscriber.
+    let logs = async {
+        let worker = builder(&fake, &gate).workflows::<(whisper,)>().env(Env::simulated(7));
+        let _worker = worker.spawn().await.unwrap();
+        let mut session = fake.session().await;
+        session.welcome().await;
+        session.send([ServerKind::WorkflowTask(first_task(run, 1, "whisper", &[]))]);
+        done(session.next_news().await);
+    };
+    tokio::task::LocalSet::new().run_until(logs).await;
+    let line = format!("workflow{{name=whisper workflow_id=order-1 run_id={run}}}");
+    assert_eq!(lines.count(&line), 1);
 }

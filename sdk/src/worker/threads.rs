@@ -105,6 +105,7 @@ struct Seat {
     machine: Machine,
     info: Arc<RunInfo>,
     open: Option<TaskKey>,
+    span: tracing::Span,
 }
 
 impl Cabinet {
@@ -132,7 +133,13 @@ impl Cabinet {
                     let Begin { entry, info } = *begin;
                     let options = self.shared.options.clone();
                     let machine = Machine::new(&entry, options, RunInfo::clone(&info));
-                    self.seats.insert(instance, Seat { machine, info, open: None });
+                    let span = tracing::info_span!(
+                        "workflow",
+                        name = %info.workflow_type,
+                        workflow_id = %info.workflow_id,
+                        run_id = %info.run_id,
+                    );
+                    self.seats.insert(instance, Seat { machine, info, open: None, span });
                 }
                 let seat = self.seats.get_mut(&instance)?;
                 seat.open = Some(key);
@@ -160,6 +167,7 @@ impl Cabinet {
     ) -> Option<Report> {
         let seat = self.seats.get_mut(&instance)?;
         let run = seat.info.run_id;
+        let entered = seat.span.clone().entered();
         // The machine catches the panics of user code; what arrives here is a bug of its own, and
         // must not take the other runs of the thread with it.
         let progress = caught(|| step(&mut seat.machine))
@@ -177,6 +185,7 @@ impl Cabinet {
                     Ok(Outcome::Completed { task, items, closed })
                 }
             });
+        drop(entered);
         let outcome = match progress {
             Ok(outcome) => outcome,
             Err(error) => {
