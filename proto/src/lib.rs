@@ -14,7 +14,7 @@ mod time;
 
 pub use codec::{WireCodec, WireDecoder};
 pub use id::{DEFAULT_NAMESPACE, InvalidId, NamespaceId, RequestId, RunId};
-pub use limits::FAILURE_DEPTH;
+pub use limits::{FAILURE_DEPTH, MAX_DURATION_US};
 pub use slot::{SLOTS, Slot};
 pub use time::Timestamp;
 

@@ -1,5 +1,5 @@
-//! What payloads and failures count, and how a failure is made to fit: the same on both sides, so
-//! that a worker can say what the server would not take.
+//! What payloads and failures count, how a failure is made to fit, and the longest duration: the
+//! same on both sides, so that a worker can say what the server would not take.
 
 use prost::Message as _;
 
@@ -8,6 +8,10 @@ use crate::v1::{Failure, Payload};
 /// The failures in one chain of causes that are kept. Deeper ones could not be sent: decoders stop
 /// at a depth of 100.
 pub const FAILURE_DEPTH: usize = 32;
+
+/// The longest duration that is accepted, a hundred years: beyond lie times that no database
+/// knows. Microseconds.
+pub const MAX_DURATION_US: i64 = 100 * 366 * 86_400 * 1_000_000;
 
 /// What a failure keeps for the lengths and the small fields beside its texts, generously. Bytes.
 const REST: usize = 64;

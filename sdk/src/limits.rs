@@ -18,6 +18,11 @@ const PAYLOAD_LIMIT: &str = "payload_bytes_per_command";
 /// Larger details of a heartbeat are not kept.
 const HEARTBEAT_DETAILS_BYTES: u64 = 64 << 10;
 
+/// A text as the server takes it: without U+0000, which Postgres cannot store.
+pub(crate) fn without_nul(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
+}
+
 /// Checks the payload of a command.
 ///
 /// # Errors

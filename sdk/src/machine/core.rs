@@ -12,7 +12,9 @@ use std::{
     task::{Context, Waker},
 };
 
-use onward_proto::v1::{self, WorkflowTaskFailureCause as Cause, command::Kind};
+use onward_proto::v1::{
+    self, WorkflowTaskFailureCause as Cause, command::Kind, history_event::Attributes,
+};
 
 use super::{
     LocalOutcome, MachineOptions, RunInfo, TaskFailure,
@@ -142,6 +144,10 @@ impl Core {
                 let strict = self.options.strict_arguments;
                 let Some((history, is_fatal)) = report::mismatch(&command, attributes, strict)
                 else {
+                    if closed_by_timer(&command, attributes) {
+                        // What the code asked for behind it was never made.
+                        *phase = Phase::Idle;
+                    }
                     return;
                 };
                 let report = report::non_determinism(
@@ -228,6 +234,12 @@ impl Core {
     pub(crate) fn attempt(&self) -> u32 {
         self.state.borrow().started.attempt
     }
+}
+
+/// Whether the run ended here because this timer broke a limit: the code did not mean to end.
+fn closed_by_timer(command: &v1::Command, event: Option<&Attributes>) -> bool {
+    matches!(command.kind, Some(Kind::StartTimer(_)))
+        && matches!(event, Some(Attributes::WorkflowExecutionFailed(_)))
 }
 
 impl State {

@@ -15,6 +15,7 @@ use super::{
     marker::LocalStage,
     report::{self, Side},
 };
+use crate::limits::without_nul;
 
 /// Something issued that history will answer.
 pub(super) struct Leaf {
@@ -98,7 +99,8 @@ impl Core {
             number,
             call_site: Some(call_site(location)),
             arguments_hash,
-            summary,
+            // It is for people, and no text with U+0000 is taken.
+            summary: without_nul(summary),
             kind: Some(command),
             refused: None,
         });

@@ -23,7 +23,7 @@ pub(crate) fn task_failure(
 fn caused(command: &v1::Command, event: &Attributes) -> bool {
     use Attributes as Event;
     let number = command.number;
-    // A close that broke a limit is recorded as a failure.
+    // A close or a timer that broke a limit is recorded as the run's failure.
     let is_refused_close =
         || matches!(event, Event::WorkflowExecutionFailed(event) if event.refused.is_some());
     match command.kind.as_ref() {
@@ -36,6 +36,7 @@ fn caused(command: &v1::Command, event: &Attributes) -> bool {
         }
         Some(Kind::StartTimer(_)) => {
             matches!(event, Event::TimerStarted(event) if event.number == number)
+                || is_refused_close()
         }
         Some(Kind::CancelTimer(_)) => {
             matches!(event, Event::TimerCancelled(event) if event.number == number)

@@ -40,7 +40,8 @@ impl Ctx {
         Self { core }
     }
 
-    /// A durable timer: it survives restarts, fires once, and never early.
+    /// A durable timer: it survives restarts, fires once, and never early. The longest is a hundred
+    /// years; what is longer is cut to that.
     #[track_caller]
     pub fn sleep(&self, duration: Duration) -> Sleep<'_> {
         Sleep::new(self, duration, Location::caller())

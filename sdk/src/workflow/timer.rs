@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures_util::future::FusedFuture;
+use onward_proto::MAX_DURATION_US;
 
 use super::Ctx;
 use crate::error::Elapsed;
@@ -30,6 +31,7 @@ impl<'c> Sleep<'c> {
         call_site: &'static Location<'static>,
     ) -> Self {
         let duration_us = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        let duration_us = duration_us.min(MAX_DURATION_US);
         Self { ctx, duration_us, summary: String::new(), call_site, number: None, is_done: false }
     }
 

@@ -4,16 +4,12 @@
 //! its payloads and with the limit, so that replay never depends on anybody's configuration.
 
 use onward_proto::{
-    FAILURE_DEPTH, Timestamp,
+    FAILURE_DEPTH, MAX_DURATION_US, Timestamp,
     v1::{Failure, Limit, Payload, WorkflowExecutionStarted, history_event::Attributes},
 };
 use prost::Message as _;
 
 use super::{Limits, Run};
-
-/// The longest duration that is accepted, a hundred years: beyond lie times that no database
-/// knows. Microseconds.
-pub const MAX_DURATION_US: i64 = 100 * 366 * 86_400 * 1_000_000;
 
 /// A broken limit.
 pub(super) fn limit(name: &str, limit: u64, value: u64) -> Limit {

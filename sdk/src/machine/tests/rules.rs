@@ -479,6 +479,51 @@ fn an_activity_fails_with_its_own_type() {
     assert_eq!(run.result::<Vec<String>>(), expected);
 }
 
+workflow!(sleeps_for_ever(ctx) -> u32 {
+    do_work(ctx, 1).summary("to\0pay").detach();
+    ctx.sleep(std::time::Duration::MAX).summary("too\0long").await;
+    Ok(0)
+});
+
+#[test]
+fn no_sleep_and_no_summary_is_refused() {
+    let run = both::<sleeps_for_ever>(&(), |run| drop(run.on([])));
+    let Some(Attributes::ActivityScheduled(call)) = &run.history[2].attributes else { panic!() };
+    assert_eq!(call.summary, "to\u{fffd}pay");
+    let Some(Attributes::TimerStarted(timer)) = &run.history[3].attributes else { panic!() };
+    assert_eq!(timer.summary, "too\u{fffd}long");
+    assert_eq!(timer.duration_us, onward_proto::MAX_DURATION_US);
+}
+
+workflow!(goes_on_beside_a_timer(ctx) -> u32 {
+    let _kept = do_work(ctx, 1).start();
+    let goes_on = async {
+        let n = ctx.record(|| 5).await;
+        do_work(ctx, n).await
+    };
+    let ((), n) = join!(ctx.sleep(SECOND), goes_on);
+    Ok(n?)
+});
+
+#[test]
+fn a_run_that_a_timer_closed_replays() {
+    let mut run = Run::new::<goes_on_beside_a_timer>(&());
+    assert_eq!(run.on([]), "work#1, timer#2 1s, record#3, work#4");
+    // The server never made what stands behind the timer.
+    run.history.truncate(4);
+    run.history[3].attributes =
+        Some(Attributes::WorkflowExecutionFailed(onward_proto::v1::WorkflowExecutionFailed {
+            refused: Some(onward_proto::v1::Limit::default()),
+            ..Default::default()
+        }));
+    if let Some(Attributes::WorkflowTaskCompleted(done)) = &mut run.history[1].attributes {
+        done.command_events = 2;
+    }
+    run.replay().unwrap();
+    let other = run.replay_as::<two_steps>().failure.message;
+    assert!(other.contains("WorkflowExecutionFailed"), "{other}");
+}
+
 workflow!(time_and_chance(ctx) -> Vec<String> {
     let mut seen = Vec::new();
     for _ in 0..3 {

@@ -1,7 +1,7 @@
 //! The end of an attempt: the activity closes, or another attempt follows after a wait.
 
 use onward_proto::{
-    Timestamp,
+    MAX_DURATION_US, Timestamp,
     v1::{
         ActivityCompleted, ActivityFailed, ActivityFailureCause, ActivityTimeoutKind, CancelReason,
         Failure, Payload, PendingActivity, history_event::Attributes,
@@ -11,7 +11,7 @@ use onward_proto::{
 use super::{
     super::{
         Decision, Effect, LeaseChange, Limits, Rejection, Run, Token,
-        limits::{MAX_DURATION_US, check_payloads, record},
+        limits::{check_payloads, record},
     },
     Activity, Attempt,
     closing::{cancelled, failed, remove_row, timed_out},

@@ -1,7 +1,8 @@
 //! What the commands of a completed task mean, one by one.
 //!
 //! Each yields one event. One that breaks a limit yields its event without the payloads and with the
-//! limit named; one that makes no sense fails the task.
+//! limit named; a timer that does ends the run with it, because a sleep has no error to return; one
+//! that makes no sense fails the task.
 
 use onward_proto::{
     Timestamp,
@@ -24,7 +25,6 @@ use super::{
             check_duration, check_failure, check_id, check_payloads, check_text, harmless, limit,
             record,
         },
-        timer::fired,
     },
     Numbers, Open,
 };
@@ -113,7 +113,7 @@ impl<'a> Commands<'a> {
             Kind::RecordMarker(marker) => self.record_marker(command, marker)?,
             Kind::CompleteWorkflow(complete) if last => {
                 let payloads = || check_payloads(&complete.result, 0, self.limits);
-                match self.check_whole(command).and_then(|()| payloads()) {
+                match check_whole(command, self.limits).and_then(|()| payloads()) {
                     Ok(()) => Attributes::WorkflowExecutionCompleted(WorkflowExecutionCompleted {
                         result: complete.result.clone(),
                         unread_signals: complete.unread_signals.clone(),
@@ -148,14 +148,24 @@ impl<'a> Commands<'a> {
         Ok(())
     }
 
-    /// A command of which parts were left out says why.
-    fn check_whole(&self, command: &Command) -> Result<(), Limit> {
-        let Some(broken) = &command.refused else { return Ok(()) };
-        Err(Limit { name: harmless(&broken.name, self.limits), ..*broken })
+    /// Ends the run with the limit that this timer broke. What the code asked for behind it is never
+    /// made.
+    pub(super) fn refuse_timer(&mut self, number: u32, limit: Limit) -> Result<(), Malformed> {
+        self.take_call_number(number)?;
+        self.records.push(record(self.now, fail_workflow(limit, &[])));
+        Ok(())
+    }
+
+    fn take_call_number(&mut self, number: u32) -> Result<(), Malformed> {
+        if self.numbers.take_call(number) {
+            Ok(())
+        } else {
+            Err("its number is not greater than those of the calls before")
+        }
     }
 
     fn check_close(&self, command: &Command, failure: Option<&Failure>) -> Result<(), Limit> {
-        self.check_whole(command)?;
+        check_whole(command, self.limits)?;
         self.check_failure(failure)
     }
 
@@ -168,9 +178,7 @@ impl<'a> Commands<'a> {
         command: &Command,
         schedule: &ScheduleActivity,
     ) -> Result<Attributes, Malformed> {
-        if !self.numbers.take_call(command.number) {
-            return Err("its number is not greater than those of the calls before");
-        }
+        self.take_call_number(command.number)?;
         if schedule.activity_type.is_empty() {
             return Err("it names no activity");
         }
@@ -215,7 +223,7 @@ impl<'a> Commands<'a> {
         let limits = self.limits;
         check_id("activity_type_bytes", &schedule.activity_type, limits)?;
         check_id("task_queue_bytes", &schedule.task_queue, limits)?;
-        self.check_annotations(command)?;
+        check_annotations(command, limits)?;
         let mut text = command.summary.len();
         if let Some(retry) = &schedule.retry {
             for kind in &retry.non_retryable_kinds {
@@ -241,16 +249,6 @@ impl<'a> Commands<'a> {
             return Err(limit("pending_activities", limits.pending_activities, pending + 1));
         }
         Ok(())
-    }
-
-    /// Checks what stands beside a command for people.
-    fn check_annotations(&self, command: &Command) -> Result<(), Limit> {
-        self.check_whole(command)?;
-        check_text(&command.summary)?;
-        match &command.call_site {
-            Some(site) => check_id("call_site_bytes", &site.file, self.limits),
-            None => Ok(()),
-        }
     }
 
     fn harmless_site(&self, command: &Command) -> Option<v1::CallSite> {
@@ -302,42 +300,18 @@ impl<'a> Commands<'a> {
         command: &Command,
         start: StartTimer,
     ) -> Result<Attributes, Malformed> {
-        if !self.numbers.take_call(command.number) {
-            return Err("its number is not greater than those of the calls before");
-        }
         let number = command.number;
+        self.take_call_number(number)?;
         self.timers.push(number);
-        let mut event = TimerStarted {
+        Ok(Attributes::TimerStarted(TimerStarted {
             number,
             duration_us: start.duration_us,
-            fire_at_us: 0,
-            call_site: None,
-            summary: String::new(),
-            refused: None,
-        };
-        if let Err(limit) = self.check_timer(command, start) {
-            event.fire_at_us = self.event_time.as_micros();
-            event.call_site = self.harmless_site(command);
-            event.refused = Some(limit);
-            self.facts.push(fired(self.now, number));
-        } else {
             // Counted from the event's own time, so that it is never early by the run's clock.
-            event.fire_at_us = self.event_time.plus_micros(start.duration_us).as_micros();
-            event.call_site.clone_from(&command.call_site);
-            event.summary.clone_from(&command.summary);
-        }
-        Ok(Attributes::TimerStarted(event))
-    }
-
-    fn check_timer(&self, command: &Command, start: StartTimer) -> Result<(), Limit> {
-        check_duration("timer_duration_us", start.duration_us)?;
-        self.check_annotations(command)?;
-        check_payloads([], command.summary.len(), self.limits)?;
-        let pending = (self.run.timers.len() + self.timers.len()) as u64;
-        if pending > self.limits.pending_timers {
-            return Err(limit("pending_timers", self.limits.pending_timers, pending));
-        }
-        Ok(())
+            fire_at_us: self.event_time.plus_micros(start.duration_us).as_micros(),
+            call_site: command.call_site.clone(),
+            summary: command.summary.clone(),
+            refused: None,
+        }))
     }
 
     fn cancel_timer(&mut self, number: u32) -> Result<Attributes, Malformed> {
@@ -345,12 +319,10 @@ impl<'a> Commands<'a> {
             return Err("it cancels a timer that is cancelled already");
         }
         let firing = self.run.inbox.iter().position(|fact| is_firing_of(fact, number));
-        if self.timers.binary_search(&number).is_ok() {
-            // A refused timer was due at once; cancelled by the same task it never fires.
-            self.facts.retain(|fact| !is_firing_of(fact, number));
-        } else if let Some(place) = firing {
+        let is_new = self.timers.binary_search(&number).is_ok();
+        if let Some(place) = firing {
             self.taken_back += usize::from(place >= self.open.taken);
-        } else if self.run.timer_place(number).is_none() {
+        } else if !is_new && self.run.timer_place(number).is_none() {
             return Err("it cancels a timer that is not pending");
         }
         self.cancelled_timers.push(number);
@@ -401,7 +373,7 @@ impl<'a> Commands<'a> {
 
     fn check_marker(&self, command: &Command, marker: &RecordMarker) -> Result<(), Limit> {
         check_id("activity_type_bytes", &marker.name, self.limits)?;
-        self.check_annotations(command)?;
+        check_annotations(command, self.limits)?;
         check_payloads(&marker.result, 0, self.limits)?;
         self.check_failure(marker.failure.as_ref())
     }
@@ -456,7 +428,56 @@ impl<'a> Commands<'a> {
     }
 }
 
-/// A close that broke a limit fails the run with that limit.
+/// The first timer of a completion that breaks a limit, by its place, and the limit.
+pub(super) fn refused_timer(
+    run: &Run,
+    commands: &[Command],
+    limits: &Limits,
+) -> Option<(usize, Limit)> {
+    let mut pending = run.timers.len() as u64;
+    for (place, command) in commands.iter().enumerate() {
+        if let Some(Kind::StartTimer(start)) = &command.kind {
+            pending += 1;
+            if let Err(limit) = check_timer(command, *start, pending, limits) {
+                return Some((place, limit));
+            }
+        }
+    }
+    None
+}
+
+fn check_timer(
+    command: &Command,
+    start: StartTimer,
+    pending: u64,
+    limits: &Limits,
+) -> Result<(), Limit> {
+    check_duration("timer_duration_us", start.duration_us)?;
+    check_annotations(command, limits)?;
+    check_payloads([], command.summary.len(), limits)?;
+    if pending > limits.pending_timers {
+        return Err(limit("pending_timers", limits.pending_timers, pending));
+    }
+    Ok(())
+}
+
+/// Checks what stands beside a command for people.
+fn check_annotations(command: &Command, limits: &Limits) -> Result<(), Limit> {
+    check_whole(command, limits)?;
+    check_text(&command.summary)?;
+    match &command.call_site {
+        Some(site) => check_id("call_site_bytes", &site.file, limits),
+        None => Ok(()),
+    }
+}
+
+/// A command of which parts were left out says why.
+fn check_whole(command: &Command, limits: &Limits) -> Result<(), Limit> {
+    let Some(broken) = &command.refused else { return Ok(()) };
+    Err(Limit { name: harmless(&broken.name, limits), ..*broken })
+}
+
+/// A close, or a timer, that broke a limit fails the run with that limit.
 fn fail_workflow(limit: Limit, unread_signals: &[u64]) -> Attributes {
     Attributes::WorkflowExecutionFailed(WorkflowExecutionFailed {
         failure: Some(broken_limit(&limit)),
@@ -484,10 +505,10 @@ mod tests {
             schedule.arguments = vec![payload(&"x".repeat(101))];
         }
         let story = given(history_of(&start_request(), limits))
-            .task([big, call(2), timer(3, -1), marker(4, &"y".repeat(101))])
+            .task([big, call(2), timer(3, 1), marker(4, &"y".repeat(101))])
             .then_effects("offer2 offer-task")
-            .then_history("started task(0) call1! call2 timer3! marker4!")
-            .then_inbox("broke1#0:Refused fired3");
+            .then_history("started task(0) call1! call2 timer3 marker4!")
+            .then_inbox("broke1#0:Refused");
         let events = story.events();
         let Some(Attributes::ActivityScheduled(event)) = &events[2].attributes else { panic!() };
         assert!(event.arguments.is_empty());
@@ -499,23 +520,23 @@ mod tests {
         };
         assert_eq!(fact.refused.as_ref(), Some(limit));
         assert_eq!(fact.cause(), ActivityFailureCause::Refused);
-        story.task([]).then_history(
-            "started task(0) call1! call2 timer3! marker4! broke1#0:Refused fired3 task(2)",
-        );
+        story
+            .task([])
+            .then_history("started task(0) call1! call2 timer3 marker4! broke1#0:Refused task(1)");
     }
 
     #[test]
     fn a_command_that_comes_without_what_was_too_large_is_recorded_as_refused() {
         let broken = Limit { name: "message_bytes".into(), limit: 9, value: 10 };
         let left_out = |command: Command| Command { refused: Some(broken.clone()), ..command };
-        let calls = [call(1), timer(2, 1), marker(3, "v")].map(left_out);
+        let calls = [call(1), marker(2, "v")].map(left_out);
         let story = history().task(calls);
-        let story = story.then_history("started task(0) call1! timer2! marker3!");
+        let story = story.then_history("started task(0) call1! marker2!");
         let Some(Attributes::ActivityScheduled(event)) = &story.events()[2].attributes else {
             panic!()
         };
         assert_eq!(event.refused.as_ref(), Some(&broken));
-        for close in [complete("done"), fail("Broken"), cancel()] {
+        for close in [complete("done"), fail("Broken"), cancel(), timer(1, 1)] {
             let story = history().task([left_out(close)]);
             let story = story.then_history("started task(0) FAILED!");
             let failure = story.run.outcome().unwrap().failure.unwrap();
@@ -524,16 +545,65 @@ mod tests {
     }
 
     #[test]
-    fn too_many_pending_activities_and_timers_are_refused() {
-        let limits = Limits { pending_activities: 2, pending_timers: 1, ..Limits::default() };
+    fn too_many_pending_activities_are_refused() {
+        let limits = Limits { pending_activities: 2, ..Limits::default() };
         given(history_of(&start_request(), limits))
-            .task([call(1), call(2), call(3), timer(4, 1), timer(5, 1)])
-            .then_history("started task(0) call1 call2 call3! timer4 timer5!")
-            .then_inbox("broke3#0:Refused fired5")
+            .task([call(1), call(2), call(3)])
+            .then_history("started task(0) call1 call2 call3!")
+            .then_inbox("broke3#0:Refused")
             .dispatched(1)
             .returned(1)
             .task([call(6), call(7)])
             .then_inbox("broke7#0:Refused");
+    }
+
+    #[test]
+    fn a_timer_that_breaks_a_limit_closes_the_run_and_never_fires() {
+        let limits = Limits { pending_timers: 2, ..Limits::default() };
+        let story = || history_of(&start_request(), limits.clone());
+        let noted = Command { summary: "\0".into(), ..timer(2, 1) };
+        let century = 100 * 366 * 86_400 * 1_000_000;
+        for (broken, name) in [
+            (timer(2, -1), "timer_duration_us_not_negative"),
+            (timer(2, i64::MIN), "timer_duration_us_not_negative"),
+            (timer(2, century + 1), "timer_duration_us"),
+            (noted, "nul_characters_in_text"),
+        ] {
+            // What the code asks for behind it is never made.
+            let story = story().task([call(1), broken, call(3), complete("done")]);
+            let story = story.then_effects("closed").then_inbox("");
+            let story = story.then_history("started task(0) call1 FAILED!").then_wakes(Wake::Never);
+            let failure = story.run.outcome().unwrap().failure.unwrap();
+            assert_eq!(failure.kind, "onward::Limit");
+            assert!(failure.message.starts_with(&format!("{name} is limited")), "{failure:?}");
+        }
+        story().task([timer(1, century)]).then_history("started task(0) timer1");
+        story()
+            .task([timer(1, secs(1)), timer(2, secs(1)), timer(3, 1)])
+            .then_history("started task(0) timer1 timer2 FAILED!");
+        story()
+            .task([timer(1, secs(1)), timer(2, secs(1))])
+            .signal("a")
+            .task([timer(3, 1)])
+            .then_history("started task(0) timer1 timer2 signal:a task(1) FAILED!");
+    }
+
+    #[test]
+    fn an_untaken_signal_refuses_the_close_by_a_timer_too() {
+        let story = history().task([call(1)]).signal("a").handed_out().signal("b");
+        let story = story.completed([timer(2, -1)]).then_effects("void offer-task");
+        let story = story.then_history("started task(0) call1").then_inbox("signal:a signal:b");
+        story
+            .task([timer(2, -1)])
+            .then_history("started task(0) call1 signal:a signal:b task(2) FAILED!");
+    }
+
+    #[test]
+    fn a_timer_that_makes_no_sense_fails_the_task_and_not_the_run() {
+        for commands in [[call(3), timer(2, -1)], [cancel_call(7), timer(8, -1)]] {
+            let story = history().task(commands);
+            story.then_history("started task-failed:BadCommands");
+        }
     }
 
     /// Why the first command is refused.
@@ -542,7 +612,8 @@ mod tests {
         let story = history_of(&start_request(), limits).task([command]);
         let refused = match story.events()[2].attributes.clone().unwrap() {
             Attributes::ActivityScheduled(event) => event.refused,
-            Attributes::TimerStarted(event) => event.refused,
+            Attributes::TimerStarted(_) => None,
+            Attributes::WorkflowExecutionFailed(event) => event.refused,
             Attributes::MarkerRecorded(event) => event.refused,
             _ => panic!(),
         };
@@ -588,7 +659,7 @@ mod tests {
         let story = story.signal("a").task([call(3), timer(4, secs(9)), call(5), timer(6, 1)]);
         let refused = story.events().into_iter().filter_map(|event| match event.attributes {
             Some(Attributes::ActivityScheduled(event)) => event.refused,
-            Some(Attributes::TimerStarted(event)) => event.refused,
+            Some(Attributes::WorkflowExecutionFailed(event)) => event.refused,
             _ => None,
         });
         let refused: Vec<_> = refused.map(|limit| (limit.name, limit.limit, limit.value)).collect();
@@ -600,7 +671,7 @@ mod tests {
     fn a_call_site_stays_with_its_command_also_when_that_is_refused() {
         let site = |file: &str| Some(CallSite { file: file.into(), line: 7, column: 3 });
         let sites = |file: &str, text: &str| {
-            let commands = [call(1), timer(2, 1), marker(3, text)];
+            let commands = [call(1), marker(2, text)];
             let story = history().task(commands.map(|command| Command {
                 call_site: site(file),
                 summary: text.into(),
@@ -612,13 +683,12 @@ mod tests {
                     Attributes::ActivityScheduled(event) => {
                         (event.call_site, event.refused.is_some())
                     }
-                    Attributes::TimerStarted(event) => (event.call_site, event.refused.is_some()),
                     Attributes::MarkerRecorded(event) => (event.call_site, event.refused.is_some()),
                     _ => panic!(),
                 })
                 .collect::<Vec<_>>()
         };
-        let kept = |file: &str, refused| vec![(site(file), refused); 3];
+        let kept = |file: &str, refused| vec![(site(file), refused); 2];
         assert_eq!(sites("src/a.rs", "fine"), kept("src/a.rs", false));
         assert_eq!(sites("src/a.rs", "\0"), kept("src/a.rs", true));
         assert_eq!(sites(&"x".repeat(1_001), "fine"), kept(&"x".repeat(1_000), true));
@@ -630,13 +700,10 @@ mod tests {
         if let Some(Kind::ScheduleActivity(schedule)) = &mut bad.kind {
             schedule.activity_type = "a\0b".into();
         }
-        let mut noted = timer(2, 1);
-        noted.summary = "\0".into();
-        let story = history().task([bad, noted]).then_history("started task(0) call1! timer2!");
+        let story = history().task([bad]).then_history("started task(0) call1!");
         let events = story.events();
         let Some(Attributes::ActivityScheduled(call)) = &events[2].attributes else { panic!() };
-        let Some(Attributes::TimerStarted(timer)) = &events[3].attributes else { panic!() };
-        assert_eq!((call.activity_type.as_str(), timer.summary.as_str()), ("a\u{fffd}b", ""));
+        assert_eq!(call.activity_type, "a\u{fffd}b");
         assert_eq!(call.refused.as_ref().unwrap().name, "nul_characters_in_text");
     }
 

@@ -14,7 +14,7 @@ use onward_proto::{
 use super::{
     super::{Decision, Effect, LeaseChange, Limits, Rejection, Run, TaskCompletion, TaskId},
     LastTask, Open, TaskLease,
-    commands::{Commands, is_close},
+    commands::{Commands, is_close, refused_timer},
 };
 
 impl Run {
@@ -26,7 +26,8 @@ impl Run {
     ) -> Result<Decision, Rejection> {
         let open = self.the_open_task(completion.task_id)?;
         let untaken = &self.inbox[open.taken..];
-        let closes = completion.commands.last().is_some_and(is_close);
+        let refused = refused_timer(self, &completion.commands, limits);
+        let closes = refused.is_some() || completion.commands.last().is_some_and(is_close);
 
         let is_signal =
             |fact: &HistoryEvent| matches!(fact.attributes, Some(Attributes::SignalReceived(_)));
@@ -49,7 +50,12 @@ impl Run {
         let mut commands = Commands::new(self, now, open, closes, limits);
         for (place, command) in completion.commands.iter().enumerate() {
             let last = place + 1 == completion.commands.len();
-            if let Err(reason) = commands.add(command, last) {
+            let broken = refused.as_ref().filter(|(timer, _)| *timer == place);
+            let added = match broken {
+                Some((_, limit)) => commands.refuse_timer(command.number, limit.clone()),
+                None => commands.add(command, last),
+            };
+            if let Err(reason) = added {
                 let failure = Failure {
                     kind: "onward::BadCommands".into(),
                     message: format!("command {place}: {reason}"),
@@ -57,6 +63,9 @@ impl Run {
                 };
                 let cause = WorkflowTaskFailureCause::BadCommands;
                 return Ok(self.fail_task(now, open, cause, Some(failure)));
+            }
+            if broken.is_some() {
+                break;
             }
         }
         Ok(commands.finish(completion))
