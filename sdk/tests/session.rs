@@ -13,7 +13,7 @@ use std::{
 
 use fake::{Fake, Session, activity_task, first_task, run_id, task_id, token};
 use onward::{
-    ActivityCtx, Ctx, Env, Provide, Worker, WorkerBuilder, WorkerHandle, activity, workflow,
+    ActivityCtx, Ctx, Env, Provide, Retry, Worker, WorkerBuilder, WorkerHandle, activity, workflow,
 };
 use onward_proto::v1::{
     self, CancelReason, WorkflowTaskFailureCause as Cause, command::Kind,
@@ -732,6 +732,39 @@ async fn a_local_activity_that_the_worker_does_not_have_fails_the_task_with_the_
         failed.failure.unwrap().message,
         "worker tester has no activity `absent`; it has: explode, greet, tidy, wait"
     );
+}
+
+/// Waits at a closed gate, as long as it may.
+#[workflow]
+async fn too_late(ctx: &Ctx, has_deadline: bool) -> onward::Result<String> {
+    let call = wait(ctx.local());
+    let call = if has_deadline {
+        call.deadline(Duration::from_millis(20))
+    } else {
+        let retry = Retry::attempts(2).initial(Duration::from_millis(1));
+        call.timeout(Duration::from_millis(10)).retry(retry)
+    };
+    Ok(format!("{:?}", call.await.unwrap_err()))
+}
+
+#[tokio::test]
+async fn a_local_activity_that_takes_too_long_says_which_of_its_times_has_passed() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflows::<(too_late,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    for (n, has_deadline, kind) in [(1, "true", "ScheduleToClose"), (2, "false", "StartToClose")] {
+        let first = first_task(run_id(n, 5), 2 * n, "too_late", &[has_deadline]);
+        session.send([ServerKind::WorkflowTask(first.clone())]);
+        let asked = done(session.next_news().await);
+        let events = recorded(&asked, 2, 0);
+        let second = next_task(&first, 2 * n, 2 * n + 1, events, None);
+        session.send([ServerKind::WorkflowTask(second)]);
+        let closed = done(session.next_news().await);
+        let v1::command::Kind::CompleteWorkflow(close) = command(&closed, 1) else { panic!() };
+        let said = format!("\"TimedOut {{ kind: {kind}, last: None }}\"");
+        assert_eq!(close.result.as_ref().unwrap().data, said);
+    }
 }
 
 fn yields(run: onward_proto::RunId, counter: u64) -> ServerKind {

@@ -188,6 +188,7 @@ pub(super) fn of(event: &HistoryEvent) -> (&'static str, String) {
                     LocalActivityFailureCause::Application => "not retryable".to_owned(),
                     LocalActivityFailureCause::Exhausted => "no attempts left".to_owned(),
                     LocalActivityFailureCause::TimedOut => "timed out".to_owned(),
+                    LocalActivityFailureCause::DeadlinePassed => "deadline passed".to_owned(),
                     LocalActivityFailureCause::Cancelled => "cancelled".to_owned(),
                 },
                 attempt(a.attempts),

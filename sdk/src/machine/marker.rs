@@ -122,11 +122,11 @@ impl Core {
                 let mut failure =
                     plain_failure("ResultTooLarge", format!("the result of {name}: {limit}"));
                 failure.non_retryable = true;
-                let cause = v1::LocalActivityFailureCause::Application;
+                let (failure, cause) = (Some(failure), v1::LocalActivityFailureCause::Application);
                 LocalOutcome::Failed { failure, cause, attempts }
             }
             LocalOutcome::Failed { failure, cause, attempts } => {
-                let failure = failure.fit(max_bytes);
+                let failure = failure.map(|failure| failure.fit(max_bytes));
                 LocalOutcome::Failed { failure, cause, attempts }
             }
         }
@@ -146,7 +146,7 @@ impl Core {
                     (Some(result), None, v1::LocalActivityFailureCause::Unspecified, attempts)
                 }
                 LocalOutcome::Failed { failure, cause, attempts } => {
-                    (None, Some(failure), cause, attempts)
+                    (None, failure, cause, attempts)
                 }
             };
             v1::MarkerRecorded {

@@ -113,8 +113,8 @@ pub enum LocalOutcome {
     },
     /// It failed for good.
     Failed {
-        /// The last attempt's failure.
-        failure: v1::Failure,
+        /// The last attempt's failure; if it took too long, that of the one before.
+        failure: Option<v1::Failure>,
         /// Why there is no further attempt.
         cause: v1::LocalActivityFailureCause,
         /// How many attempts there were.

@@ -11,7 +11,7 @@ use onward_proto::{Timestamp, v1, v1::LocalActivityFailureCause as Cause};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    attempts::{End, Execution, after, failure},
+    attempts::{End, Execution, after},
     registry::RegisteredActivity,
 };
 use crate::{
@@ -95,6 +95,7 @@ impl LocalRun {
         let retry = options.retry_policy();
         let until = options.schedule_to_close().map(|limit| after(Instant::now(), limit));
         let mut last_heartbeat = None;
+        let mut last = None;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -106,34 +107,39 @@ impl LocalRun {
             };
             last_heartbeat = attempt.saved();
             let failed = |failure, cause| Some(LocalOutcome::Failed { failure, cause, attempts });
-            let (failure, timed_out) = match end {
+            let failure = match end {
                 End::Returned(Ok(result)) => {
                     return Some(LocalOutcome::Completed { result, attempts });
                 }
                 End::Returned(Err(error)) if error.cancelled && attempt.is_cancelled() => {
-                    return failed(error.failure, Cause::Cancelled);
+                    return failed(Some(error.failure), Cause::Cancelled);
                 }
-                End::Returned(Err(error)) => (error.failure, false),
-                End::Cancelled => return failed(v1::Failure::default(), Cause::Cancelled),
+                End::Returned(Err(error)) => Some(error.failure),
+                End::Cancelled => return failed(None, Cause::Cancelled),
                 End::Lost => return None,
-                End::TimedOut => {
-                    (failure("Timeout", "the attempt took too long".to_owned(), false), true)
-                }
+                End::TimedOut => None,
             };
-            if failure.non_retryable || retry.rules_out(&failure.kind) {
-                return failed(failure, Cause::Application);
-            }
+            let is_due = |at: Instant| until.is_some_and(|until| at >= until);
+            let mut delay = retry.delay_after(attempts);
             let allowed = retry.allowed_attempts();
-            if allowed != 0 && attempts >= allowed {
-                let cause = if timed_out { Cause::TimedOut } else { Cause::Exhausted };
-                return failed(failure, cause);
+            let is_last = allowed != 0 && attempts >= allowed;
+            match failure {
+                Some(failure) if failure.non_retryable || retry.rules_out(&failure.kind) => {
+                    return failed(Some(failure), Cause::Application);
+                }
+                Some(failure) if is_last => return failed(Some(failure), Cause::Exhausted),
+                Some(failure) => {
+                    if let Some(micros) = failure.next_delay_us {
+                        delay = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+                    }
+                    last = Some(failure);
+                }
+                None if is_due(Instant::now()) => return failed(last, Cause::DeadlinePassed),
+                None if is_last => return failed(last, Cause::TimedOut),
+                None => {}
             }
-            let delay = match failure.next_delay_us {
-                Some(micros) => Duration::from_micros(u64::try_from(micros).unwrap_or(0)),
-                None => retry.delay_after(attempts),
-            };
-            if until.is_some_and(|until| after(Instant::now(), delay) >= until) {
-                return failed(failure, Cause::TimedOut);
+            if is_due(after(Instant::now(), delay)) {
+                return failed(last, Cause::DeadlinePassed);
             }
             self.control.pause(delay).await;
         }

@@ -423,6 +423,7 @@ fn outcome_of_local<A: Activity>(
             Err(failed(failure, |last| ActivityError::Exhausted { last, attempts }))
         }
         Ok(Failed::TimedOut) => Err(timed_out(TimeoutKind::StartToClose, failure)),
+        Ok(Failed::DeadlinePassed) => Err(timed_out(TimeoutKind::ScheduleToClose, failure)),
         Ok(Failed::Cancelled) => Err(ActivityError::Cancelled),
         Ok(Failed::Unspecified) if failure.is_none() => {
             Ok(decode_result(core, A::NAME, marker.number, marker.result.as_ref())?)

@@ -479,6 +479,26 @@ fn an_activity_fails_with_its_own_type() {
     assert_eq!(run.result::<Vec<String>>(), expected);
 }
 
+workflow!(local_too_late(ctx) -> String { Ok(format!("{:?}", do_local(ctx, 1).await)) });
+
+#[test]
+fn a_local_activity_that_took_too_long_says_which_of_its_times_and_how_the_attempt_before_failed() {
+    use onward_proto::v1::LocalActivityFailureCause as Late;
+    let seen = |cause, failure: Option<onward_proto::v1::Failure>| {
+        let mut run = Run::new::<local_too_late>(&());
+        run.on([]);
+        run.on([]);
+        let outcome = crate::machine::LocalOutcome::Failed { failure, cause, attempts: 2 };
+        assert_eq!(run.local_done(1, outcome), "local work#1, complete");
+        run.result::<String>()
+    };
+    let before = crate::failure::plain_failure("Error", "no money");
+    let text = seen(Late::DeadlinePassed, Some(before));
+    assert_eq!(text, "Err(TimedOut { kind: ScheduleToClose, last: Some(no money) })");
+    let text = seen(Late::TimedOut, None);
+    assert_eq!(text, "Err(TimedOut { kind: StartToClose, last: None })");
+}
+
 workflow!(sleeps_for_ever(ctx) -> u32 {
     do_work(ctx, 1).summary("to\0pay").detach();
     ctx.sleep(std::time::Duration::MAX).summary("too\0long").await;
@@ -854,6 +874,7 @@ fn a_local_failure_that_is_too_large_is_cut() {
     run.on([]);
     let failure = crate::failure::plain_failure("Large", "x".repeat(2_000));
     let cause = onward_proto::v1::LocalActivityFailureCause::Application;
+    let failure = Some(failure);
     let outcome = crate::machine::LocalOutcome::Failed { failure, cause, attempts: 1 };
     assert_eq!(run.local_done(1, outcome), "local write#1, timer#2 1s");
     run.on([fired(2)]);
