@@ -5,7 +5,10 @@ use std::{fmt, time::Duration};
 use onward_proto::v1;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::payload::{self, Codec};
+use crate::{
+    limits::without_nul,
+    payload::{self, Codec},
+};
 
 /// What the failing code says about another attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -100,22 +103,24 @@ impl From<&v1::Failure> for RemoteFailure {
 
 /// A failure without a typed value.
 pub(crate) fn plain_failure(kind: &str, message: impl Into<String>) -> v1::Failure {
-    v1::Failure { kind: kind.to_owned(), message: message.into(), ..Default::default() }
+    let message = without_nul(message.into());
+    v1::Failure { kind: kind.to_owned(), message, ..Default::default() }
 }
 
 /// How deep a recorded chain of causes may be.
 const MAX_CAUSES: usize = 16;
 
-/// Writes a failure for the wire.
+/// Writes a failure for the wire, with texts that the server takes.
 pub(crate) fn to_wire<E: Failure>(error: &E, codec: Codec) -> v1::Failure {
     let hint = error.retry();
     let mut cause = None;
     for message in error.causes().into_iter().take(MAX_CAUSES).rev() {
+        let message = without_nul(message);
         cause = Some(Box::new(v1::Failure { message, cause, ..Default::default() }));
     }
     v1::Failure {
-        kind: error.kind().to_owned(),
-        message: error.to_string(),
+        kind: without_nul(error.kind().to_owned()),
+        message: without_nul(error.to_string()),
         non_retryable: hint == RetryHint::Never,
         next_delay_us: match hint {
             RetryHint::After(delay) => Some(i64::try_from(delay.as_micros()).unwrap_or(i64::MAX)),

@@ -499,6 +499,21 @@ fn a_local_activity_that_took_too_long_says_which_of_its_times_and_how_the_attem
     assert_eq!(text, "Err(TimedOut { kind: StartToClose, last: None })");
 }
 
+workflow!(fails_with_nul(ctx) -> u32 { Err(crate::Error::msg("no\0money")) });
+
+#[test]
+fn a_failure_is_said_in_texts_that_the_server_takes() {
+    let run = both::<fails_with_nul>(&(), |run| assert_eq!(run.on([]), "fail"));
+    let Some(Attributes::WorkflowExecutionFailed(failed)) = &run.history.last().unwrap().attributes
+    else {
+        panic!()
+    };
+    let failure = failed.failure.as_ref().unwrap();
+    assert_eq!(failure.message, "no\u{fffd}money");
+    let typed: crate::Error = crate::failure::from_wire(failure).unwrap();
+    assert_eq!(typed.to_string(), "no\0money", "the value is as it was");
+}
+
 workflow!(sleeps_for_ever(ctx) -> u32 {
     do_work(ctx, 1).summary("to\0pay").detach();
     ctx.sleep(std::time::Duration::MAX).summary("too\0long").await;
