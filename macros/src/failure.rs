@@ -132,6 +132,12 @@ impl<'a> Failure<'a> {
                     fn causes(&self) -> ::std::vec::Vec<::std::string::String> {
                         (&#sdk::__::Forward(self)).forward_causes()
                     }
+
+                    fn nearest_cause(
+                        &self,
+                    ) -> ::core::option::Option<&(dyn ::std::error::Error + 'static)> {
+                        (&#sdk::__::Forward(self)).forward_nearest()
+                    }
                 }
             };
         }

@@ -167,6 +167,10 @@ impl Failure for Error {
         self.chain().split_off(1)
     }
 
+    fn nearest_cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.source()
+    }
+
     fn from_remote(remote: &RemoteFailure) -> Option<Self> {
         let chain = std::iter::once(&remote.message).chain(&remote.causes).cloned().collect();
         let retry = if remote.non_retryable { RetryHint::Never } else { RetryHint::Retry };
@@ -370,7 +374,18 @@ impl<E: Failure> fmt::Display for ActivityError<E> {
     }
 }
 
-impl<E: Failure> StdError for ActivityError<E> {}
+/// The failure itself is in the message already, so the chain goes on with what caused that.
+impl<E: Failure> StdError for ActivityError<E> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Failed(error) | Self::Exhausted { last: error, .. } => error.nearest_cause(),
+            Self::TimedOut { last, .. } => last.as_ref()?.nearest_cause(),
+            Self::Cancelled | Self::OutcomeUnknown { .. } | Self::Refused(_) | Self::Lost(_) => {
+                None
+            }
+        }
+    }
+}
 
 impl<E: Failure> Failure for ActivityError<E> {
     fn retry(&self) -> RetryHint {
@@ -411,10 +426,8 @@ impl<E: Failure> Failure for ActivityError<E> {
         match self {
             Self::Failed(error) | Self::Exhausted { last: error, .. } => error.causes(),
             Self::Lost(remote) => remote.causes.clone(),
-            Self::TimedOut { .. }
-            | Self::Cancelled
-            | Self::OutcomeUnknown { .. }
-            | Self::Refused(_) => Vec::new(),
+            Self::TimedOut { last, .. } => last.as_ref().map_or_else(Vec::new, E::causes),
+            Self::Cancelled | Self::OutcomeUnknown { .. } | Self::Refused(_) => Vec::new(),
         }
     }
 }
@@ -496,7 +509,20 @@ impl<E: Failure> fmt::Display for WorkflowError<E> {
     }
 }
 
-impl<E: Failure> StdError for WorkflowError<E> {}
+/// As for [`ActivityError`].
+impl<E: Failure> StdError for WorkflowError<E> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Failed(error) => error.nearest_cause(),
+            Self::Cancelled(error) => error.as_ref()?.nearest_cause(),
+            Self::Terminated(_)
+            | Self::TimedOut
+            | Self::Refused(_)
+            | Self::Lost(_)
+            | Self::Rpc(_) => None,
+        }
+    }
+}
 
 impl<E: Failure> Failure for WorkflowError<E> {
     fn retry(&self) -> RetryHint {
@@ -570,6 +596,10 @@ mod tests {
                 Self::Other(error) => error.kind(),
             }
         }
+
+        fn nearest_cause(&self) -> Option<&(dyn StdError + 'static)> {
+            self.source()
+        }
     }
 
     #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
@@ -583,6 +613,29 @@ mod tests {
     fn round_trips<T: Serialize + serde::de::DeserializeOwned>(value: &T) -> [T; 2] {
         [Codec::Json, Codec::Bincode]
             .map(|codec| payload::decode(&payload::encode(value, codec).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn what_a_call_failed_with_keeps_its_causes_when_it_becomes_any_error() {
+        let disk =
+            || Error::from(Link { message: "write".into(), source: Some(link("disk full")) });
+        let told = |error: Error| format!("{error:#}");
+        let failed = ActivityError::Failed(disk());
+        assert_eq!(told(failed.into()), "write: disk full");
+        let exhausted = ActivityError::Exhausted { last: disk(), attempts: 3 };
+        assert_eq!(told(exhausted.into()), "write (after 3 attempts): disk full");
+        let timed_out =
+            ActivityError::TimedOut { kind: TimeoutKind::StartToClose, last: Some(disk()) };
+        assert_eq!(timed_out.causes(), ["disk full"]);
+        let expected = "start-to-close timeout passed; before that: write: disk full";
+        assert_eq!(told(timed_out.into()), expected);
+        assert_eq!(told(WorkflowError::Failed(disk()).into()), "write: disk full");
+        let typed = ActivityError::Failed(PaymentError::Other(disk()));
+        assert_eq!(told(typed.into()), "write: disk full");
+    }
+
+    fn link(message: &str) -> Box<Link> {
+        Box::new(Link { message: message.into(), source: None })
     }
 
     #[test]

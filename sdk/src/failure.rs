@@ -54,6 +54,12 @@ pub trait Failure:
         Vec::new()
     }
 
+    /// What caused it, if that is known as more than a message.
+    #[doc(hidden)]
+    fn nearest_cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        None
+    }
+
     /// Stands in for a failure that carries no value of this type, for example a panic.
     #[doc(hidden)]
     fn from_remote(_: &RemoteFailure) -> Option<Self> {
