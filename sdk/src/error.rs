@@ -483,7 +483,8 @@ pub enum WorkflowError<E = Error> {
     Terminated(String),
     /// Its run or execution timeout passed.
     TimedOut,
-    /// The server closed it because its last command broke a limit.
+    /// The server closed it because it broke a limit: with its result or error, with a timer, or
+    /// with the length of its history.
     Refused(Limit),
     /// It failed with something that is no `E`, or no longer.
     Lost(Box<RemoteFailure>),

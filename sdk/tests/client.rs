@@ -128,6 +128,11 @@ async fn outcomes_become_typed_errors() {
         failure: Some(failure.clone()),
         ..outcome(status)
     };
+    let broken = v1::Limit { name: "pending_timers".to_owned(), limit: 2_000, value: 2_001 };
+    let refused = v1::WorkflowOutcome {
+        refused: Some(broken.clone()),
+        ..with(WorkflowStatus::Failed, &foreign)
+    };
     let lost = WorkflowError::Lost(Box::new(RemoteFailure::from(&foreign)));
     for (outcome, error) in [
         (with(WorkflowStatus::Failed, &rejected), WorkflowError::Failed(ann())),
@@ -136,6 +141,7 @@ async fn outcomes_become_typed_errors() {
         (outcome(WorkflowStatus::Cancelled), WorkflowError::Cancelled(None)),
         (with(WorkflowStatus::Terminated, &foreign), WorkflowError::Terminated("what?".to_owned())),
         (outcome(WorkflowStatus::TimedOut), WorkflowError::TimedOut),
+        (refused, WorkflowError::Refused(broken.into())),
     ] {
         fake.script.lock().unwrap().execute_answers.push_back(Ok(ended(outcome)));
         assert_eq!(order(&fake.client, "lamp").await.unwrap_err(), error);

@@ -329,6 +329,9 @@ where
             })
         }
         Status::Failed => {
+            if let Some(limit) = outcome.refused {
+                return Err(WorkflowError::Refused(limit.into()));
+            }
             let failure = outcome.failure.unwrap_or_default();
             Err(WorkflowError::Failed(read(&failure)?))
         }

@@ -122,7 +122,11 @@ impl Run {
             ),
             Attributes::WorkflowExecutionFailed(failed) => (
                 WorkflowStatus::Failed,
-                WorkflowOutcome { failure: failed.failure.clone(), ..Default::default() },
+                WorkflowOutcome {
+                    failure: failed.failure.clone(),
+                    refused: failed.refused.clone(),
+                    ..Default::default()
+                },
             ),
             Attributes::WorkflowExecutionCancelled(cancelled) => (
                 WorkflowStatus::Cancelled,
@@ -273,7 +277,9 @@ mod tests {
         for close in [complete(&big), fail(&big)] {
             let story = history_of(&start_request(), limits.clone()).task([close]);
             let story = story.then_history("started task(0) FAILED!");
-            let failure = story.run.outcome().unwrap().failure.unwrap();
+            let outcome = story.run.outcome().unwrap();
+            assert_eq!(outcome.refused.unwrap().name, "payload_bytes_per_command");
+            let failure = outcome.failure.unwrap();
             assert!(
                 failure.message.starts_with("payload_bytes_per_command is limited to 100, got")
             );
