@@ -767,6 +767,27 @@ async fn a_local_activity_that_takes_too_long_says_which_of_its_times_has_passed
     }
 }
 
+/// Records so many bytes.
+#[workflow]
+async fn remember(ctx: &Ctx, bytes: usize) -> onward::Result<usize> {
+    Ok(ctx.record(|| "x".repeat(bytes)).await.len())
+}
+
+#[tokio::test]
+async fn what_the_server_would_refuse_fails_by_the_limit_that_it_has_named() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflows::<(remember,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome_with(v1::Welcome { max_payload_bytes: 100, ..fake::welcome_message() }).await;
+    session.send([ServerKind::WorkflowTask(first_task(run_id(1, 5), 1, "remember", &["50"]))]);
+    assert_eq!(done(session.next_news().await).commands.len(), 2);
+    session.send([ServerKind::WorkflowTask(first_task(run_id(2, 5), 2, "remember", &["100"]))]);
+    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+    assert_eq!(failed.cause(), Cause::Payload);
+    let message = failed.failure.unwrap().message;
+    assert!(message.ends_with("payload_bytes_per_command is 106, the limit is 100"), "{message}");
+}
+
 fn yields(run: onward_proto::RunId, counter: u64) -> ServerKind {
     ServerKind::Yield(v1::YieldTask { task_id: Some(task_id(counter)), run_id: run.to_wire() })
 }

@@ -83,12 +83,15 @@ pub(crate) enum Outcome {
 pub(crate) struct Shared {
     /// Largest frame that the server takes.
     pub(crate) max_frame: AtomicUsize,
+    /// The largest payloads of one command that the server takes.
+    pub(crate) max_payload: AtomicU64,
     pub(crate) options: MachineOptions,
 }
 
 impl Shared {
     pub(crate) fn new(options: MachineOptions) -> Self {
-        Self { max_frame: AtomicUsize::new(MAX_FRAME), options }
+        let max_payload = AtomicU64::new(options.max_payload_bytes);
+        Self { max_frame: AtomicUsize::new(MAX_FRAME), max_payload, options }
     }
 }
 
@@ -131,7 +134,10 @@ impl Cabinet {
                 let key = TaskKey::from(task.task_id);
                 if let Some(begin) = begin {
                     let Begin { entry, info } = *begin;
-                    let options = self.shared.options.clone();
+                    let options = MachineOptions {
+                        max_payload_bytes: self.shared.max_payload.load(Ordering::Relaxed),
+                        ..self.shared.options.clone()
+                    };
                     let machine = Machine::new(&entry, options, RunInfo::clone(&info));
                     let span = tracing::info_span!(
                         "workflow",

@@ -115,6 +115,7 @@ pub fn welcome_message() -> v1::Welcome {
         node_id: 1,
         silence_limit_us: 600_000,
         max_message_bytes: 4 << 20,
+        max_payload_bytes: 2 << 20,
     }
 }
 

@@ -82,6 +82,7 @@ impl WorkerApi {
             node_id: self.node.id.0.as_u64_pair().0,
             silence_limit_us: SILENCE.as_micros() as i64,
             max_message_bytes: MAX_MESSAGE as u64,
+            max_payload_bytes: limits.payload_bytes,
         }));
         // The session is known before the lanes are listed: a lane that loads meanwhile claims by
         // itself, and a claim that comes twice does no harm.

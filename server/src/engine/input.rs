@@ -9,7 +9,7 @@ use onward_proto::{
     v1::{
         self, AcceptedRequest, ActivityToken, CancelReason, Command, Failure, HistoryEvent,
         IdConflictPolicy, IdReusePolicy, Limit, Payload, PendingActivity, WorkflowStatus,
-        WorkflowTaskFailureCause,
+        WorkflowTaskFailureCause, history_event::Attributes,
     },
 };
 
@@ -279,6 +279,15 @@ impl Decision {
     /// Whether anything of it has to become durable.
     pub fn writes(&self) -> bool {
         !self.records.is_empty() || !self.requests.is_empty() || !self.pending.is_empty()
+    }
+
+    /// Whether a value that a worker made by itself is recorded as refused.
+    pub fn refuses_marker(&self) -> bool {
+        let mut records = self.records.iter();
+        records.any(|record| match &record.attributes {
+            Some(Attributes::MarkerRecorded(marker)) => marker.refused.is_some(),
+            Some(_) | None => false,
+        })
     }
 }
 

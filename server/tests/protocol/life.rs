@@ -9,8 +9,8 @@ use onward_proto::{
 use prost::Message as _;
 
 use crate::world::{
-    World, call_activity, complete_workflow, describe, history, kinds, payload, request_id, signal,
-    start, start_timer,
+    World, call_activity, complete_workflow, describe, history, kinds, payload, record_value,
+    request_id, signal, start, start_timer,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,6 +175,25 @@ async fn a_worker_without_the_history_asks_for_it() {
     let ids: Vec<u64> = third.events.iter().map(|event| event.event_id).collect();
     assert_eq!(ids, [1, 2, 3, 4, 5]);
     assert_eq!(third.next_event_id, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_own_value_was_refused_gets_the_whole_history_next() {
+    let world = World::sqlite().await;
+    let mut client = world.client().await;
+    let mut worker = world.worker().await;
+    for (id, bytes, is_cached) in [("kept", 1_000, true), ("refused", 3 << 20, false)] {
+        client.start_workflow(start(id)).await.unwrap();
+        let first = worker.task().await;
+        worker.complete(&first, vec![record_value(1, bytes)]).await;
+        client.signal_workflow(signal(id)).await.unwrap();
+        let second = worker.task().await;
+        assert_eq!(second.follows.is_some(), is_cached, "{id}");
+        let expected: &[_] =
+            if is_cached { &["signal"] } else { &["started", "task", "marker", "signal"] };
+        assert_eq!(kinds(&second.events), expected);
+        worker.complete(&second, vec![complete_workflow("bye")]).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

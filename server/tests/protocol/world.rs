@@ -370,6 +370,18 @@ pub(crate) fn start_timer(number: u32, duration: Duration) -> Command {
     }
 }
 
+pub(crate) fn record_value(number: u32, bytes: usize) -> Command {
+    Command {
+        number,
+        kind: Some(v1::command::Kind::RecordMarker(v1::RecordMarker {
+            kind: v1::MarkerKind::RecordedValue.into(),
+            result: Some(v1::Payload { data: vec![b'x'; bytes].into(), ..v1::Payload::default() }),
+            ..v1::RecordMarker::default()
+        })),
+        ..Command::default()
+    }
+}
+
 pub(crate) fn complete_workflow(result: &str) -> Command {
     Command {
         kind: Some(v1::command::Kind::CompleteWorkflow(v1::CompleteWorkflow {
@@ -416,6 +428,7 @@ pub(crate) fn kinds(events: &[v1::HistoryEvent]) -> Vec<&'static str> {
             Attributes::WorkflowTaskFailed(_) => "task-failed",
             Attributes::ActivityScheduled(_) => "scheduled",
             Attributes::ActivityCompleted(_) => "done",
+            Attributes::MarkerRecorded(_) => "marker",
             Attributes::TimerStarted(_) => "timer",
             Attributes::TimerFired(_) => "fired",
             Attributes::SignalReceived(_) => "signal",

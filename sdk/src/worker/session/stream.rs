@@ -181,6 +181,9 @@ impl Session {
         let max_frame = self.max_frame;
         self.kept_tasks.retain(|_, kept| kept.items.iter().all(|item| item.fits(max_frame)));
         self.kept_attempts.retain(|_, item| item.fits(max_frame));
+        if welcome.max_payload_bytes > 0 {
+            self.shared.max_payload.store(welcome.max_payload_bytes, Ordering::Relaxed);
+        }
         if let State::Up(link) = &mut self.state {
             link.welcome_by = None;
             link.outbox.set_max_frame(self.max_frame);

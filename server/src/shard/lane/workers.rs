@@ -74,7 +74,9 @@ impl Lane {
                 if let Input::CompleteTask(completion) = &input
                     && let Some(entry) = self.runs.get_mut(&run_id)
                 {
-                    entry.cached_on = (!void).then_some(completion.worker.session);
+                    // A worker whose value was refused has gone on with it: it starts anew.
+                    let is_current = !void && !decision.refuses_marker();
+                    entry.cached_on = is_current.then_some(completion.worker.session);
                 }
                 if let Input::FailTask { .. } = &input
                     && let Some(entry) = self.runs.get_mut(&run_id)
