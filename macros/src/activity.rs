@@ -46,6 +46,7 @@ impl Activity {
         let output = quote_spanned!(ret.span()=> <#ret as #sdk::__::ActivityReturn>::Output);
         let error = quote_spanned!(ret.span()=> <#ret as #sdk::__::ActivityReturn>::Error);
         let defaults = defaults.into_tokens(sdk);
+        let provider = caller::generic_name("D", marker, &[]);
         quote! {
             #caller
 
@@ -69,16 +70,16 @@ impl Activity {
                     }
                 }
 
-                impl<D> #sdk::ActivitySet<D> for #marker
+                impl<#provider> #sdk::ActivitySet<#provider> for #marker
                 where
-                    D: #sdk::Provide<<Self as #sdk::Activity>::Deps>
+                    #provider: #sdk::Provide<<Self as #sdk::Activity>::Deps>
                         + ::core::marker::Send
                         + ::core::marker::Sync
                         + 'static,
                 {
                     const NAMES: #sdk::__::Names = #sdk::__::Names::One(#name);
 
-                    fn collect(entries: &mut ::std::vec::Vec<#sdk::__::ActivityEntry<D>>) {
+                    fn collect(entries: &mut ::std::vec::Vec<#sdk::__::ActivityEntry<#provider>>) {
                         entries.push(#sdk::__::ActivityEntry::of::<Self>());
                     }
                 }

@@ -19,7 +19,7 @@ pub(crate) fn expand(
     let attrs = attrs.iter().filter(|attr| is_for_caller(attr));
     let name = &sig.ident;
     let ctx = &context.name;
-    let generic = generic_name(params);
+    let generic = generic_name("C", marker, params);
     let parameters = params.iter().map(|Param { name, ty, .. }| quote!(#name: #ty));
     let arguments = params.iter().map(to_owned);
     quote! {
@@ -103,10 +103,12 @@ fn to_owned(Param { name, passing, .. }: &Param) -> TokenStream {
     }
 }
 
-/// `C`, unless a parameter's type speaks of a `C` of the user's.
-fn generic_name(params: &[Param]) -> Ident {
-    let taken = params.iter().any(|param| mentions(param.ty.to_token_stream(), "C"));
-    format_ident!("{}", if taken { "__C" } else { "C" })
+/// A short name for a type parameter, unless the marker or a parameter's type speaks of a type of
+/// the user's by that name.
+pub(crate) fn generic_name(short: &str, marker: &Ident, params: &[Param]) -> Ident {
+    let taken =
+        marker == short || params.iter().any(|param| mentions(param.ty.to_token_stream(), short));
+    if taken { format_ident!("__{short}") } else { format_ident!("{short}") }
 }
 
 fn mentions(tokens: TokenStream, word: &str) -> bool {

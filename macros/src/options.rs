@@ -251,6 +251,9 @@ fn max_attempts(input: ParseStream<'_>) -> syn::Result<u32> {
     }
 }
 
+/// The steepest backoff that the server takes.
+const MAX_BACKOFF: f64 = 1_000.0;
+
 fn backoff(input: ParseStream<'_>) -> syn::Result<f64> {
     input.parse::<Token![=]>()?;
     let (factor, span) = if input.peek(LitInt) {
@@ -260,12 +263,12 @@ fn backoff(input: ParseStream<'_>) -> syn::Result<f64> {
         let literal: LitFloat = input.parse()?;
         (literal.base10_parse::<f64>()?, literal.span())
     };
-    if factor >= 1.0 && factor.is_finite() {
+    let refused = |message| Err(syn::Error::new(span, message));
+    if factor > MAX_BACKOFF {
+        refused("the server takes no backoff above 1000")
+    } else if factor >= 1.0 {
         Ok(factor)
     } else {
-        Err(syn::Error::new(
-            span,
-            "a backoff below 1 would retry faster and faster; 1 keeps the interval",
-        ))
+        refused("a backoff below 1 would retry faster and faster; 1 keeps the interval")
     }
 }

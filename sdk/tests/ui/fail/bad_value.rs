@@ -25,4 +25,14 @@ async fn nameless(_: &ActivityCtx) -> onward::Result<()> {
     Ok(())
 }
 
+#[activity(retry(backoff = 1000.5))]
+async fn steep(_: &ActivityCtx) -> onward::Result<()> {
+    Ok(())
+}
+
+#[activity(retry(backoff = 1000))]
+async fn as_steep_as_can_be(_: &ActivityCtx) -> onward::Result<()> {
+    Ok(())
+}
+
 fn main() {}

@@ -98,6 +98,21 @@ mod vendored {
     }
 }
 
+/// Markers may be called as the macro's own parameters are.
+mod letters {
+    use onward::prelude::*;
+
+    #[activity(marker = C)]
+    pub async fn first(_: &ActivityCtx) -> onward::Result<()> {
+        Ok(())
+    }
+
+    #[activity(marker = D)]
+    pub async fn second(_: &ActivityCtx) -> onward::Result<()> {
+        Ok(())
+    }
+}
+
 macro_rules! setter {
     ($name:ident, $context:ty, $value:ty, $result:ty, $body:expr) => {
         #[activity]
@@ -119,6 +134,7 @@ fn main() {
     assert_eq!(r#type::NAME, "type");
     assert_eq!(<vendored::far as Activity>::NAME, "far");
     assert_eq!(count::NAME, "count");
+    assert_eq!((letters::C::NAME, letters::D::NAME), ("first", "second"));
     let defaults = charge::DEFAULTS;
     assert_eq!(defaults.start_to_close(), Duration::from_secs(30));
     assert_eq!(defaults.schedule_to_close(), Some(Duration::from_mins(90)));
