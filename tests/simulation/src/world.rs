@@ -389,8 +389,9 @@ impl World {
             let wrong = Some(format!("{panics} panics"));
             endings.push(Ending { workflow_id: "?".to_owned(), wrong });
         }
-        let (executions, waits) = notes::assemble(self.notes.lock().unwrap().drain(..));
         let mut log = evidence::store(&self.database.connect(), &client).await;
+        // Runs that still go on have their notes as well: these are read last.
+        let (executions, waits) = notes::assemble(self.notes.lock().unwrap().drain(..));
         log.operations = operations;
         log.reads = reads;
         log.endings = endings;
