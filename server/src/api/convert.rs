@@ -11,12 +11,9 @@ use prost::Message as _;
 use tonic::Status;
 
 use crate::{
-    engine::{Limits, Signal, Start, Stop},
+    engine::{Limits, Signal, Start, Stop, limits::MAX_DURATION_US},
     shard::message::Target,
 };
-
-/// Longest timeout, 1,000 years: any time that comes of it stays inside Postgres's range.
-const MAX_TIMEOUT_US: i64 = 1_000 * 365 * 24 * 3_600 * 1_000_000;
 
 /// Checks an id or name that must be there.
 pub(super) fn required(field: &str, text: &str, limits: &Limits) -> Result<(), Status> {
@@ -47,9 +44,10 @@ fn payloads<'a>(
 ) -> Result<(), Status> {
     let mut bytes = 0;
     for payload in payloads {
-        if payload.content_type.contains('\0') {
+        let texts = std::iter::once(&payload.content_type).chain(payload.metadata.keys());
+        if texts.into_iter().any(|text| text.contains('\0')) {
             return Err(Status::invalid_argument(format!(
-                "a content type in {field} contains the character U+0000"
+                "a content type or a key of metadata in {field} contains the character U+0000"
             )));
         }
         bytes += payload.encoded_len() as u64;
@@ -64,11 +62,11 @@ fn payloads<'a>(
 }
 
 fn timeout(field: &str, micros: i64) -> Result<i64, Status> {
-    if (0..=MAX_TIMEOUT_US).contains(&micros) {
+    if (0..=MAX_DURATION_US).contains(&micros) {
         Ok(micros)
     } else {
         Err(Status::invalid_argument(format!(
-            "{field} must be from 0 to {MAX_TIMEOUT_US} µs, got {micros}"
+            "{field} must be from 0 to {MAX_DURATION_US} µs, got {micros}"
         )))
     }
 }

@@ -104,7 +104,7 @@ pub(super) fn history_of(start: &Start, limits: Limits) -> Story {
     let now = Timestamp::from_micros(BEGIN);
     let draw = Draw { run_id: run_id(1), seed: vec![7; 32].into() };
     let inherited = Requests::default();
-    let (run, decision) = Run::start(now, start, draw, inherited.clone(), &limits).unwrap();
+    let (run, decision) = Run::start(now, start, draw, inherited.clone(), &limits);
     let mut story = Story {
         run,
         now,

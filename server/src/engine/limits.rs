@@ -5,11 +5,11 @@
 
 use onward_proto::{
     FAILURE_DEPTH, MAX_DURATION_US, Timestamp,
-    v1::{Failure, Limit, Payload, WorkflowExecutionStarted, history_event::Attributes},
+    v1::{Failure, Limit, Payload, history_event::Attributes},
 };
 use prost::Message as _;
 
-use super::{Limits, Run};
+use super::{Limits, Run, Start};
 
 /// A broken limit.
 pub(super) fn limit(name: &str, limit: u64, value: u64) -> Limit {
@@ -116,20 +116,17 @@ impl Run {
 }
 
 /// Checks a start.
-pub(super) fn check_start(
-    started: &WorkflowExecutionStarted,
-    limits: &Limits,
-) -> Result<(), Limit> {
-    check_id("workflow_id_bytes", &started.workflow_id, limits)?;
-    check_id("workflow_type_bytes", &started.workflow_type, limits)?;
-    check_id("task_queue_bytes", &started.task_queue, limits)?;
-    check_id("identity_bytes", &started.identity, limits)?;
-    for key in started.memo.keys() {
+pub(super) fn check_start(start: &Start, limits: &Limits) -> Result<(), Limit> {
+    check_id("workflow_id_bytes", &start.workflow_id, limits)?;
+    check_id("workflow_type_bytes", &start.workflow_type, limits)?;
+    check_id("task_queue_bytes", &start.task_queue, limits)?;
+    check_id("identity_bytes", &start.identity, limits)?;
+    for key in start.memo.keys() {
         check_id("memo_key_bytes", key, limits)?;
     }
-    check_payloads(started.arguments.iter().chain(started.memo.values()), 0, limits)?;
-    check_duration("execution_timeout_us", started.execution_timeout_us)?;
-    check_duration("run_timeout_us", started.run_timeout_us)
+    check_payloads(start.arguments.iter().chain(start.memo.values()), 0, limits)?;
+    check_duration("execution_timeout_us", start.execution_timeout_us)?;
+    check_duration("run_timeout_us", start.run_timeout_us)
 }
 
 /// A record as it stands in a journal.

@@ -54,7 +54,8 @@ pub enum StartVerdict {
 /// Works out what a start means.
 ///
 /// # Errors
-/// [`Rejection::Repeated`] for a known request; otherwise what the policies refuse.
+/// [`Rejection::Repeated`] for a known request; otherwise the limit that the start breaks, or what
+/// the policies refuse.
 pub fn decide_start(
     now: Timestamp,
     start: &Start,
@@ -62,14 +63,20 @@ pub fn decide_start(
     limits: &Limits,
 ) -> Result<StartVerdict, Rejection> {
     let requests = match existing {
-        Existing::None => return Ok(StartVerdict::Start { inherited: Requests::default() }),
-        Existing::Closed { requests, .. } => requests,
-        Existing::Open(run) => run.requests(),
+        Existing::None => None,
+        Existing::Closed { requests, .. } => Some(requests),
+        Existing::Open(run) => Some(run.requests()),
     };
     // Signal-with-start may have reached an open run as a signal, so it is known as one.
     let kind = if start.signal.is_some() { RequestKind::Signal } else { RequestKind::Start };
-    if let Some(answer) = requests.lookup(now, kind, start.request_id, limits) {
+    let known = requests.and_then(|known| known.lookup(now, kind, start.request_id, limits));
+    if let Some(answer) = known {
         return Err(Rejection::Repeated(answer));
+    }
+    // Nothing refuses the start behind this: an open run may be ended for its sake.
+    check_start(start, limits).map_err(Rejection::Limit)?;
+    if let Some(signal) = &start.signal {
+        check_signal(signal, limits)?;
     }
     let reused = |run_id: RunId, status: WorkflowStatus| Rejection::Reused {
         workflow_id: start.workflow_id.clone(),
@@ -220,16 +227,13 @@ impl Started {
 impl Run {
     /// A run from an accepted start, when [`decide_start`] has said so. The decision is applied
     /// already; it is to be staged.
-    ///
-    /// # Errors
-    /// The limit that the start breaks.
     pub fn start(
         now: Timestamp,
         start: &Start,
         draw: Draw,
         inherited: Requests,
         limits: &Limits,
-    ) -> Result<(Self, Decision), Rejection> {
+    ) -> (Self, Decision) {
         let started = WorkflowExecutionStarted {
             workflow_type: start.workflow_type.clone(),
             task_queue: start.task_queue.clone(),
@@ -245,12 +249,8 @@ impl Run {
             seed: draw.seed,
             workflow_id: start.workflow_id.clone(),
         };
-        check_start(&started, limits).map_err(Rejection::Limit)?;
         let mut records = vec![record(now, Attributes::WorkflowExecutionStarted(started))];
-        if let Some(signal) = &start.signal {
-            check_signal(signal, limits)?;
-            records.push(received(now, signal));
-        }
+        records.extend(start.signal.as_ref().map(|signal| received(now, signal)));
         let decision = Decision {
             records,
             effects: vec![Effect::OfferTask],
@@ -267,7 +267,7 @@ impl Run {
         };
         let mut run = Self::new(identity, inherited);
         run.apply(now, &decision, limits);
-        Ok((run, decision))
+        (run, decision)
     }
 }
 
@@ -342,7 +342,7 @@ mod tests {
         let next = Start { request_id: request(5), ..start_request() };
         let Ok(StartVerdict::Start { inherited }) = decide(&next, existing) else { panic!() };
         let draw = Draw { run_id: run_id(2), seed: vec![0; 32].into() };
-        let (run, _) = Run::start(story.now, &next, draw, inherited, &story.limits).unwrap();
+        let (run, _) = Run::start(story.now, &next, draw, inherited, &story.limits);
         assert_eq!(decide(&start_request(), Existing::Open(&run)), again);
         let second = Answer { run_id: run_id(2), started: true };
         assert_eq!(decide(&next, Existing::Open(&run)), Err(Rejection::Repeated(second)));
@@ -404,18 +404,28 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_breaks_a_limit_is_refused() {
-        let limits = Limits { payload_bytes: 10, ..Limits::default() };
+    fn a_start_that_breaks_a_limit_is_refused_before_an_open_run_is_ended_for_it() {
+        let limits = Limits { payload_bytes: 20, ..Limits::default() };
+        let story = history();
+        let Input::Signal(large) = signal(&"a".repeat(21), request(5)) else { panic!() };
+        let start = Start {
+            request_id: request(5),
+            id_conflict_policy: IdConflictPolicy::TerminateExisting,
+            ..start_request()
+        };
         for start in [
-            Start { workflow_id: "a\0".into(), ..start_request() },
-            Start { workflow_id: "a".repeat(1_001), ..start_request() },
-            Start { arguments: vec![payload("12345678901")], ..start_request() },
-            Start { run_timeout_us: -1, ..start_request() },
+            Start { workflow_id: "a\0".into(), ..start.clone() },
+            Start { workflow_id: "a".repeat(1_001), ..start.clone() },
+            Start { arguments: vec![payload(&"1".repeat(21))], ..start.clone() },
+            Start { run_timeout_us: -1, ..start.clone() },
+            Start { signal: Some(large), ..start.clone() },
         ] {
-            let draw = Draw { run_id: run_id(1), seed: vec![0; 32].into() };
-            let now = Timestamp::from_micros(BEGIN);
-            let result = Run::start(now, &start, draw, Requests::default(), &limits);
-            assert!(matches!(result, Err(Rejection::Limit(_))), "{start:?}");
+            for existing in [Existing::None, Existing::Open(&story.run)] {
+                let verdict = decide_start(story.now, &start, existing, &limits);
+                assert!(matches!(verdict, Err(Rejection::Limit(_))), "{verdict:?} for {start:?}");
+            }
         }
+        let verdict = decide_start(story.now, &start, Existing::Open(&story.run), &limits);
+        assert_eq!(verdict, Ok(StartVerdict::TerminateThenStart));
     }
 }

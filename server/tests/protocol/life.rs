@@ -277,11 +277,18 @@ async fn a_start_that_is_refused_leaves_the_open_run_alone() {
     let open = client.start_workflow(start("kept")).await.unwrap().into_inner().run_id;
     let mut request = start("kept");
     request.id_conflict_policy = v1::IdConflictPolicy::TerminateExisting.into();
-    request.arguments[0].data = vec![b'x'; 3 << 19].into();
-    let large = v1::Payload { data: vec![b'x'; 3 << 19].into(), ..v1::Payload::default() };
-    request.memo.insert("large".to_owned(), large);
-    let refused = client.start_workflow(request).await.unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+    let mut large = request.clone();
+    large.arguments[0].data = vec![b'x'; 3 << 19].into();
+    let note = v1::Payload { data: vec![b'x'; 3 << 19].into(), ..v1::Payload::default() };
+    large.memo.insert("large".to_owned(), note);
+    let two_centuries_us = 200 * 366 * 86_400 * 1_000_000;
+    let long = v1::StartWorkflowRequest { run_timeout_us: two_centuries_us, ..request.clone() };
+    let mut odd = request;
+    odd.arguments[0].metadata.insert("a\0".to_owned(), bytes::Bytes::new());
+    for refused in [large, long, odd] {
+        let refused = client.start_workflow(refused).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+    }
     let described = client.describe_workflow(describe("kept")).await.unwrap().into_inner();
     let info = described.info.unwrap();
     assert_eq!((info.run_id, info.status), (open, i32::from(WorkflowStatus::Running)));

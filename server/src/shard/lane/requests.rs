@@ -392,23 +392,19 @@ impl Lane {
             run_id: self.new_run_id(now, slot, before),
             seed: Bytes::copy_from_slice(&self.node.env.random_seed()),
         };
-        match Run::start(now, start, draw, inherited, &self.node.limits) {
-            Ok((run, decision)) => {
-                let told = decision.answer;
-                let mut entry = Entry::fresh(run);
-                entry.memo = encode_memo(&decision);
-                let run_id = self.insert(entry);
-                self.stage_started(run_id, decision);
-                let told = told.unwrap_or(Answer { run_id, started: true });
-                if let Some(outcome) = outcome {
-                    // Who waits for the result is not in a hurry for the start.
-                    self.open.defer_lazily(run_id, Deferred::Answer(answer, Ok(told)));
-                    self.waiters.entry(run_id).or_default().push(outcome);
-                } else {
-                    self.defer(run_id, Deferred::Answer(answer, Ok(told)));
-                }
-            }
-            Err(rejection) => self.release(Deferred::Answer(answer, Err(rejection.into()))),
+        let (run, decision) = Run::start(now, start, draw, inherited, &self.node.limits);
+        let told = decision.answer;
+        let mut entry = Entry::fresh(run);
+        entry.memo = encode_memo(&decision);
+        let run_id = self.insert(entry);
+        self.stage_started(run_id, decision);
+        let told = told.unwrap_or(Answer { run_id, started: true });
+        if let Some(outcome) = outcome {
+            // Who waits for the result is not in a hurry for the start.
+            self.open.defer_lazily(run_id, Deferred::Answer(answer, Ok(told)));
+            self.waiters.entry(run_id).or_default().push(outcome);
+        } else {
+            self.defer(run_id, Deferred::Answer(answer, Ok(told)));
         }
     }
 
