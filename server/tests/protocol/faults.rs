@@ -12,7 +12,8 @@ use tonic::Code;
 use crate::{
     stage::{Stage, database},
     world::{
-        RawWorker, complete_workflow, describe, history, kinds, payload, signal, start, start_timer,
+        RawWorker, complete_workflow, describe, history, kinds, payload, signal, start,
+        start_timer, terminate,
     },
 };
 
@@ -206,6 +207,39 @@ async fn a_signal_to_a_run_that_is_about_to_close_waits_and_is_told_the_end() {
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     let description = client.describe_workflow(describe("one")).await.unwrap().into_inner();
     assert_eq!(description.info.unwrap().status(), WorkflowStatus::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_that_is_held_when_its_run_is_ended_is_told_at_once() {
+    let stage = Stage::with_memory(database(), 0);
+    let mut client = stage.client().await;
+    for replaced in [false, true] {
+        let mut worker = stage.worker().await;
+        client.start_workflow(start("one")).await.unwrap();
+        let task = worker.task().await;
+        client.signal_workflow(signal("one")).await.unwrap();
+        worker.complete(&task, vec![complete_workflow("too early")]).await;
+        worker.task().await;
+        let held = tokio::spawn({
+            let mut client = client.clone();
+            async move { client.signal_workflow(signal("one")).await }
+        });
+        sleep(SECOND).await;
+        assert!(!held.is_finished());
+        if replaced {
+            let id_conflict_policy = v1::IdConflictPolicy::TerminateExisting.into();
+            let request = v1::StartWorkflowRequest { id_conflict_policy, ..start("one") };
+            let started = client.start_workflow(request).await.unwrap().into_inner();
+            // As if it came now: to the run that is open.
+            let reached = timeout(SECOND, held).await.unwrap().unwrap().unwrap().into_inner();
+            assert_eq!(reached.run_id, started.run_id);
+        } else {
+            client.terminate_workflow(terminate("one")).await.unwrap();
+            let refused = timeout(SECOND, held).await.unwrap().unwrap().unwrap_err();
+            assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+            timeout(SECOND, stage.emptied(0.0)).await.expect("the closed run leaves memory");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

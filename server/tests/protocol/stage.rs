@@ -96,6 +96,13 @@ impl Stage {
         RawWorker::connect(self.channel().await, 10, 10).await
     }
 
+    /// Waits until there are as few runs in memory as that.
+    pub(crate) async fn emptied(&self, most: f64) {
+        while self.metric("onward_runs_in_memory") > most {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// What a metric without labels stands at.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = self.node.metrics().render();

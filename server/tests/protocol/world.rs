@@ -344,6 +344,14 @@ pub(crate) fn signal(workflow_id: &str) -> v1::SignalWorkflowRequest {
     }
 }
 
+pub(crate) fn terminate(workflow_id: &str) -> v1::TerminateWorkflowRequest {
+    v1::TerminateWorkflowRequest {
+        workflow_id: workflow_id.to_owned(),
+        request_id: request_id(),
+        ..v1::TerminateWorkflowRequest::default()
+    }
+}
+
 pub(crate) fn request_id() -> bytes::Bytes {
     bytes::Bytes::copy_from_slice(Uuid::new_v4().as_bytes())
 }

@@ -261,6 +261,8 @@ impl Lane {
                 let told = decision.answer.unwrap_or(Answer { run_id, started: false });
                 self.apply(now, run_id, decision);
                 self.defer(run_id, Deferred::Answer(answer, Ok(told)));
+                // If this has ended the run, what waited behind its task waits no more.
+                self.release_held(run_id);
             }
             Err(Rejection::Repeated(first)) => {
                 self.defer(run_id, Deferred::Answer(answer, Ok(first)));
@@ -339,6 +341,8 @@ impl Lane {
                 self.apply(now, run_id, decision);
                 let inherited = self.runs[&run_id].run.requests().pruned(now, &self.node.limits);
                 self.start(now, start, Some(run_id), inherited, answer, outcome);
+                // Behind the start: it has the id, and what was held must not start another run.
+                self.release_held(run_id);
             }
             Err(rejection) => {
                 self.defer(run_id, Deferred::Answer(answer, Err(rejection.into())));
