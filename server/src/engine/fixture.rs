@@ -193,8 +193,9 @@ impl Story {
         assert_eq!(deadlines, scan_for_deadlines(&self.run), "the set has what a scan finds");
         let active = self.run.activities.iter().filter(|activity| activity.is_active()).count();
         assert_eq!(self.run.active as usize, active);
-        if let Some(work) = self.run.can_leave() {
-            let back = self.loaded_knowing(work);
+        if let Some(known) = self.run.can_leave() {
+            let back = self.loaded_knowing(known);
+            assert_eq!(back.failed_task(), self.run.failed_task(), "it goes on from there");
             // What is due but has not happened yet happens at the load.
             if self.run.deadlines.due(self.now).next().is_none() {
                 assert_eq!(back.wake(), self.run.wake(), "a run that comes back waits as before");
@@ -210,17 +211,17 @@ impl Story {
 
     pub(super) fn loaded(&self) -> Run {
         self.loaded_knowing(match self.run.wake() {
-            Wake::Hot(_) => Work::MayBeInFlight,
-            Wake::Cold(_) | Wake::Never => Work::NoneInFlight,
+            Wake::Hot(_) => Work::MayBeInFlight.into(),
+            Wake::Cold(_) | Wake::Never => Work::NoneInFlight.into(),
         })
     }
 
-    fn loaded_knowing(&self, work: Work) -> Run {
+    fn loaded_knowing(&self, known: Known) -> Run {
         let pending: Vec<_> = self.pending.clone().into_iter().collect();
         let identity = self.run.identity();
         let requests = self.inherited.clone();
         let stored = Stored { identity, journal: &self.journal, pending: &pending, requests };
-        Run::load(self.now, self.now, stored, work, &self.limits).unwrap()
+        Run::load(self.now, self.now, stored, known, &self.limits).unwrap()
     }
 
     fn fold(&self) -> HistoryFold {
@@ -256,8 +257,8 @@ impl Story {
 
     /// It leaves memory and comes back; it must be one that can.
     pub(super) fn comes_back(mut self) -> Self {
-        let work = self.run.can_leave().expect("nothing of it is in flight");
-        self.run = self.loaded_knowing(work);
+        let known = self.run.can_leave().expect("nothing of it is in flight");
+        self.run = self.loaded_knowing(known);
         self
     }
 

@@ -551,7 +551,7 @@ mod tests {
         let load = |journal: &[JournalRow]| {
             let identity = story.run.identity();
             let stored = Stored { identity, journal, pending: &[], requests: Requests::default() };
-            Run::load(story.now, story.now, stored, Work::MayBeInFlight, &story.limits)
+            Run::load(story.now, story.now, stored, Work::MayBeInFlight.into(), &story.limits)
         };
         assert!(load(&story.journal).is_ok());
         assert!(load(&story.journal[1..]).is_err(), "the start is missing");

@@ -28,9 +28,9 @@ pub use activity::ActivityOffer;
 pub use history::{HistorySize, Unreadable};
 pub use input::*;
 pub use requests::{RequestKind, Requests};
-pub use run::{Run, RunIdentity, Stored, Work};
+pub use run::{Known, Run, RunIdentity, Stored, Work};
 pub use start::{Existing, StartVerdict, decide_for_closed, decide_start};
-pub use workflow_task::{OpenTask, TaskOffer};
+pub use workflow_task::{FailedTask, OpenTask, TaskOffer};
 
 #[cfg(test)]
 mod fixture;

@@ -19,7 +19,7 @@ use super::{
     history::{HistorySize, Step, stamp, steps},
     start::Started,
     timer::{Timer, fired},
-    workflow_task::{LastTask, Numbers, TaskLease},
+    workflow_task::{FailedTask, LastTask, Numbers, TaskLease},
 };
 
 /// What is known about the attempts of a run that is loaded.
@@ -31,6 +31,21 @@ pub enum Work {
     Unclaimed,
     /// No attempt has gone out since its last one ended.
     NoneInFlight,
+}
+
+/// What is known of a run that is loaded, beside what the store has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// About its attempts.
+    pub work: Work,
+    /// About its workflow task, when it has failed and the run has left memory since.
+    pub failed_task: Option<FailedTask>,
+}
+
+impl From<Work> for Known {
+    fn from(work: Work) -> Self {
+        Self { work, failed_task: None }
+    }
 }
 
 /// A run as the store has it.
@@ -129,8 +144,8 @@ impl Run {
 
     /// Rebuilds a run from what the store has.
     ///
-    /// Which attempts run is not known then, unless `work` tells: what may be out can be claimed for
-    /// the reconnect grace, counted from `now`. What is due at `due` is not waited for.
+    /// Which attempts run is not known then, unless `known` tells: what may be out can be claimed
+    /// for the reconnect grace, counted from `now`. What is due at `due` is not waited for.
     ///
     /// # Errors
     /// When the journal cannot be understood: the run is to be parked.
@@ -138,7 +153,7 @@ impl Run {
         now: Timestamp,
         due: Timestamp,
         stored: Stored<'_>,
-        work: Work,
+        known: Known,
         limits: &Limits,
     ) -> Result<Self, Unreadable> {
         let mut run = Self::new(stored.identity.clone(), stored.requests);
@@ -158,7 +173,10 @@ impl Run {
             })?;
             run.change_activity(place, |activity| activity.row = Some(Box::new(row.clone())));
         }
-        run.load_attempts(now, due, work, limits);
+        run.load_attempts(now, due, known.work, limits);
+        if let Some(failed) = known.failed_task {
+            run.restore_failed_task(failed);
+        }
         run.requests.prune(now, limits);
         Ok(run)
     }
@@ -448,25 +466,22 @@ impl Run {
 
     /// Whether the run only waits, for workers or for a deadline, so that memory can do without it
     /// until then. Tells what the load that brings it back has to know.
-    pub fn can_leave(&self) -> Option<Work> {
-        let task_waits = self.task.open.is_none()
-            && !self.task.repeat
-            && self.task.failures == 0
-            && self.task.not_before.is_none();
-        if !task_waits {
+    pub fn can_leave(&self) -> Option<Known> {
+        if self.task.open.is_some() || self.task.repeat {
             return None;
         }
+        let known = |work| Known { work, failed_task: self.failed_task() };
         let mut unclaimed = false;
         for activity in &self.activities {
             unclaimed |= activity.can_leave()? == Work::Unclaimed;
         }
         if !unclaimed {
-            return Some(Work::NoneInFlight);
+            return Some(known(Work::NoneInFlight));
         }
         // A load with this takes every attempt for one that may be out: if one has a limit to its
         // wait for a worker, that would count anew with each load.
         let counts_anew = self.activities.iter().any(|each| each.schedule_to_start().is_some());
-        (!counts_anew).then_some(Work::Unclaimed)
+        (!counts_anew).then_some(known(Work::Unclaimed))
     }
 
     /// When the run needs attention without an input.
@@ -528,6 +543,7 @@ impl Run {
             + self.inbox.capacity() * size_of::<HistoryEvent>()
             + self.inbox_bytes * 2
             + head
+            + self.task.heap_bytes()
             + self.timers.capacity() * size_of::<Timer>()
             + self.deadlines.heap_bytes()
             + activities
@@ -630,7 +646,7 @@ mod tests {
             let failure = Some(Failure { message, ..failure("Bad") });
             let story = history().handed_out();
             let (task_id, cause) = (story.newest_task(), WorkflowTaskFailureCause::Panic);
-            story.when(&Input::FailTask { task_id, cause, failure }).reload()
+            story.when(&Input::FailTask { task_id, cause, failure })
         };
         let saved = || called().dispatched(1).heartbeat(1, Some("one"));
         let message = idle().signal(&"x".repeat(1_000));
@@ -667,7 +683,12 @@ mod tests {
                 grown(saved().heartbeat(1, Some("")), saved().heartbeat(1, Some(&large()))),
                 10_000,
             ),
-            ("a failed task", grown(failed(String::new()), failed(large())), 10_000),
+            ("a failed task", grown(failed(String::new()), failed(large())), 20_000),
+            (
+                "a failed task on record",
+                grown(failed(String::new()).reload(), failed(large()).reload()),
+                10_000,
+            ),
             (
                 "its outcome",
                 grown(idle(), history().task([complete(&large())])),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use onward_proto::{
     DEFAULT_NAMESPACE, Slot,
-    v1::{self, WorkflowStatus, history_event::Attributes, worker_item},
+    v1::{self, WorkflowStatus, history_event::Attributes},
 };
 use prost::Message as _;
 
@@ -162,14 +162,7 @@ async fn a_worker_without_the_history_asks_for_it() {
     assert_eq!(kinds(&whole.events), ["started", "task", "scheduled", "done"]);
 
     // A failure since the last completed task is in the journal and in what the task follows with.
-    worker
-        .say(worker_item::Kind::TaskFailed(v1::TaskFailed {
-            task_id: second.task_id,
-            run_id: second.run_id.clone(),
-            cause: v1::WorkflowTaskFailureCause::Panic.into(),
-            failure: Some(v1::Failure { message: "bang".into(), ..v1::Failure::default() }),
-        }))
-        .await;
+    worker.fail(&second).await;
     let third = worker.task().await;
     assert_eq!(kinds(&third.events), ["started", "task", "scheduled", "task-failed", "done"]);
     let ids: Vec<u64> = third.events.iter().map(|event| event.event_id).collect();

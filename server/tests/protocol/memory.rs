@@ -1,6 +1,6 @@
 //! What leaves memory and comes back, and what must not come back.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use onward_proto::v1::{
     self, IdConflictPolicy, PendingActivity, PendingActivityState, WorkflowStatus,
@@ -9,6 +9,7 @@ use onward_proto::v1::{
 use onward_server::store::{CallKind, ListRuns, Plan, Store as _};
 use prost::Message as _;
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
+use tokio::time::Instant;
 use tonic::{Code, transport::Channel};
 
 use crate::stage::{Stage, database};
@@ -178,9 +179,7 @@ async fn asleep_behind_slow_reads() -> Stage {
     worker.complete(&task, vec![start_timer(1, Duration::from_hours(1))]).await;
     worker.acked(&task).await;
     drop(worker);
-    while stage.metric("onward_runs_in_memory") > 0.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    stage.emptied(0.0).await;
     stage.store.faults().set_planner(|kind| {
         let before =
             if kind == CallKind::Read { Duration::from_millis(200) } else { Duration::ZERO };
@@ -248,4 +247,45 @@ async fn a_signal_behind_a_start_reaches_the_run_that_it_started() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let reached = client.signal_workflow(signal("one")).await.unwrap().into_inner();
     assert_eq!(reached.run_id, begun.await.unwrap().run_id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_whose_task_fails_leave_memory_and_go_on_as_if_they_had_stayed() {
+    const RUNS: u32 = 50;
+    let stage = Stage::with_memory(database(), 0);
+    let mut client = stage.client().await;
+    let mut bad = RawWorker::connect(stage.channel().await, RUNS, 0).await;
+    for n in 0..RUNS {
+        client.start_workflow(start(&format!("w{n}"))).await.unwrap();
+    }
+    let mut last: BTreeMap<String, Instant> = BTreeMap::new();
+    for attempt in 1..=4 {
+        for _ in 0..RUNS {
+            let task = bad.task().await;
+            assert_eq!(task.attempt, attempt);
+            if let Some(last) = last.insert(task.workflow_id.clone(), Instant::now()) {
+                let waited = last.elapsed().as_secs_f64();
+                let backoff = f64::from(1 << (attempt - 2));
+                assert!((backoff..backoff + 0.5).contains(&waited), "{waited} after {backoff}");
+            }
+            bad.fail(&task).await;
+        }
+        stage.emptied(0.0).await;
+    }
+    let described = client.describe_workflow(describe("w7")).await.unwrap().into_inner();
+    let task = described.task.unwrap();
+    assert!(task.blocked && described.info.unwrap().incident);
+    assert_eq!(task.last_failure.unwrap().message, "bang");
+    drop(bad);
+
+    let mut good = stage.worker().await;
+    for _ in 0..RUNS {
+        let task = good.task().await;
+        assert_eq!(task.attempt, 5);
+        assert!(last[&task.workflow_id].elapsed() >= Duration::from_secs(8));
+        good.complete(&task, vec![complete_workflow("bye")]).await;
+    }
+    while statuses(&stage).await.contains(&WorkflowStatus::Running) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

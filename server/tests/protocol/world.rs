@@ -238,6 +238,17 @@ impl RawWorker {
         }
     }
 
+    /// Fails a task, as code does that was deployed too early.
+    pub(crate) async fn fail(&self, task: &v1::WorkflowTask) {
+        self.say(worker_item::Kind::TaskFailed(v1::TaskFailed {
+            task_id: task.task_id,
+            run_id: task.run_id.clone(),
+            cause: v1::WorkflowTaskFailureCause::Panic.into(),
+            failure: Some(v1::Failure { message: "bang".into(), ..v1::Failure::default() }),
+        }))
+        .await;
+    }
+
     pub(crate) async fn need_history(&self, task: &v1::WorkflowTask) {
         self.say(worker_item::Kind::NeedHistory(v1::NeedHistory {
             task_id: task.task_id,

@@ -7,10 +7,11 @@ use onward_proto::{
         history_event::Attributes,
     },
 };
+use prost::Message as _;
 
 use super::{
     super::{Decision, Effect, LeaseChange, Rejection, Run, TaskId, limits::record},
-    Open,
+    Open, TaskLease,
 };
 
 /// The wait after a failed task; it doubles with each further one.
@@ -34,7 +35,51 @@ pub(in crate::engine) struct LastFailure {
     pub(in crate::engine) identity: String,
 }
 
+impl LastFailure {
+    pub(super) fn heap_bytes(&self) -> usize {
+        let failure = self.failure.as_ref();
+        let failure = failure.map_or(0, |failure| size_of::<Failure>() + failure.encoded_len());
+        size_of::<Self>() + self.identity.len() + failure
+    }
+}
+
+/// What no record tells of a workflow task that has failed. The report of each distinct cause is on
+/// record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailedTask {
+    failures: u32,
+    not_before: Option<Timestamp>,
+    cause: WorkflowTaskFailureCause,
+}
+
 impl Run {
+    /// Where a task stands that has failed and is not in flight.
+    pub(in crate::engine) fn failed_task(&self) -> Option<FailedTask> {
+        let TaskLease { failures, not_before, last_failure, .. } = &self.task;
+        let cause = last_failure.as_ref()?.cause;
+        Some(FailedTask { failures: *failures, not_before: *not_before, cause })
+    }
+
+    /// After a load: the task goes on from where it stood. The report is that of the first failure
+    /// by its cause.
+    pub(in crate::engine) fn restore_failed_task(&mut self, failed: FailedTask) {
+        let FailedTask { failures, not_before, cause } = failed;
+        let report = self.head.iter().find_map(|event| match &event.attributes {
+            Some(Attributes::WorkflowTaskFailed(report)) if report.cause() == cause => Some(report),
+            Some(_) | None => None,
+        });
+        let last_failure = LastFailure {
+            cause,
+            failure: report.and_then(|report| report.failure.clone()).map(Box::new),
+            identity: report.map(|report| report.identity.clone()).unwrap_or_default(),
+        };
+        self.change_task(|task| {
+            task.failures = failures;
+            task.not_before = not_before;
+            task.last_failure = Some(Box::new(last_failure));
+        });
+    }
+
     pub(in crate::engine) fn decide_fail_task(
         &self,
         now: Timestamp,
@@ -171,6 +216,29 @@ mod tests {
         assert!(!story.run.renew_task(story.now, task, &story.limits));
         story = story.completed([]).then_rejected(&Rejection::Stale);
         story.then_history("started task-failed:TimedOut");
+    }
+
+    #[test]
+    fn a_run_whose_task_has_failed_comes_back_as_it_left() {
+        let stands = |story: &Story| {
+            let described = story.run.describe(story.now, &|_| 1, &story.limits);
+            (described.task, described.waits_for)
+        };
+        let story = history().signal("a").handed_out().session_lost(1).handed_out_to(2);
+        let story = story.task_failed(Cause::Panic);
+        let before = stands(&story);
+        let story = story.comes_back();
+        assert_eq!(stands(&story), before);
+        let story = story.passes(secs(2)).then_effects("offer-task").comes_back().handed_out();
+        assert_eq!(story.handed_out[2].1.attempt, 3);
+        // The wait goes on doubling, and the cause is not recorded again.
+        let story = story.task_failed(Cause::Panic).comes_back();
+        story
+            .passes(secs(4) - 1)
+            .then_effects("")
+            .passes(1)
+            .then_effects("offer-task")
+            .then_history("started task-failed:WorkerLost task-failed:Panic");
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod failure;
 mod hand_out;
 mod numbers;
 
+pub use failure::FailedTask;
 pub use hand_out::{OpenTask, TaskOffer};
 pub(super) use numbers::Numbers;
 
@@ -57,6 +58,11 @@ impl TaskLease {
     /// When the task in flight fails.
     pub(super) fn open_until(&self) -> Option<Timestamp> {
         self.open.as_ref().map(|open| open.deadline)
+    }
+
+    /// Bytes of memory on the heap, roughly.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.last_failure.as_ref().map_or(0, |last| last.heap_bytes())
     }
 }
 

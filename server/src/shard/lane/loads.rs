@@ -177,7 +177,8 @@ impl Lane {
             && at <= until
         {
             self.preloaded = Some((at, run_id));
-            if !self.runs.contains_key(&run_id) {
+            // One that has left though it is hot would leave again: it comes back when it is due.
+            if !self.runs.contains_key(&run_id) && !self.away.contains_key(&run_id) {
                 self.load_due(run_id);
             }
         }
@@ -307,14 +308,14 @@ impl Lane {
         let pending = read_pending(&loaded.pending)?;
         let requests = Requests::decode(&row.requests, row.run_id)
             .map_err(|error| format!("its requests cannot be read: {error}"))?;
-        let work = match (self.away.remove(&run_id), row.wake_at) {
+        let known = match (self.away.remove(&run_id), row.wake_at) {
             (Some(known), _) => known,
-            (None, WakeAt::Hot) => Work::MayBeInFlight,
+            (None, WakeAt::Hot) => Work::MayBeInFlight.into(),
             // An attempt goes out only after the row is hot.
-            (None, WakeAt::At(_) | WakeAt::Never) => Work::NoneInFlight,
+            (None, WakeAt::At(_) | WakeAt::Never) => Work::NoneInFlight.into(),
         };
         let stored = Stored { identity: &identity, journal: &journal, pending: &pending, requests };
-        let run = Run::load(now, self.due_now(), stored, work, &self.node.limits)
+        let run = Run::load(now, self.due_now(), stored, known, &self.node.limits)
             .map_err(|error| error.to_string())?;
         self.insert(Entry::loaded(run, loaded.journal, row.wake_at));
         self.node.metrics.loaded();

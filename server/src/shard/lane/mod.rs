@@ -45,7 +45,7 @@ use super::{
 use crate::{
     background::DueAsk,
     dispatch::Match,
-    engine::{Decision, Effect, Incarnation, SessionId, TaskId, Token, Work},
+    engine::{Decision, Effect, Incarnation, Known, SessionId, TaskId, Token},
     store::{CommitId, Error as StoreError, Loaded, NewestRun, Resolved, ShardId},
 };
 
@@ -121,10 +121,10 @@ pub(crate) struct Lane {
     ids: BTreeMap<IdKey, RunId>,
     /// Cold runs, which leave memory when they are too many.
     idle: runs::Leavers,
-    /// Hot runs that only wait for workers, which do as well.
+    /// Hot runs that only wait for workers, or for their next try, which do as well.
     waiting_runs: runs::Leavers,
     /// Hot runs that have left, and what their loads have to know. Dispatch has their offers.
-    away: BTreeMap<RunId, Work>,
+    away: BTreeMap<RunId, Known>,
     /// Runs whose records cannot be read or stored, and why.
     parked: BTreeMap<RunId, Parked>,
     /// Who waits for a run's result.

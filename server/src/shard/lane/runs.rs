@@ -136,7 +136,7 @@ impl Entry {
 pub(super) enum Place {
     /// Cold or closed.
     Idle(u64),
-    /// Hot, but nothing of it is in flight: workers have to come.
+    /// Hot, but nothing of it is in flight: workers have to come, or the time of its next try.
     Waiting(u64),
 }
 
