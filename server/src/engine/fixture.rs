@@ -486,7 +486,15 @@ fn durable(run: &Run, now: Timestamp, limits: &Limits) -> String {
         "{:?}",
         (
             (&run.identity, &run.started, run.status, &run.closed, run.next_event_id),
-            (run.last_time, run.bytes, run.inbox_bytes, &run.inbox, &run.head, run.last_task),
+            (
+                run.last_time,
+                run.bytes,
+                run.request_bytes,
+                run.inbox_bytes,
+                &run.inbox,
+                &run.head,
+                run.last_task
+            ),
             (&run.numbers, &run.timers, activities, run.signals, run.cancel_requested),
             run.requests.pruned(now, limits),
         )

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use onward_proto::{
     NamespaceId, RequestId, RunId, Timestamp,
     v1::{
-        HistoryEvent, JournalRow, Payload, PendingActivity, WorkflowOutcome, WorkflowStatus,
-        WorkflowTaskFailureCause, history_event::Attributes,
+        AcceptedRequest, HistoryEvent, JournalRow, Payload, PendingActivity, WorkflowOutcome,
+        WorkflowStatus, WorkflowTaskFailureCause, history_event::Attributes,
     },
 };
 use prost::Message;
@@ -92,6 +92,8 @@ pub struct Run {
     pub(super) last_time: Timestamp,
     /// Encoded bytes of all records.
     pub(super) bytes: u64,
+    /// Encoded bytes of the requests in its journal that no record tells of.
+    pub(super) request_bytes: u64,
     /// Facts that no completed task has taken, in arrival order.
     pub(super) inbox: Vec<HistoryEvent>,
     pub(super) inbox_bytes: usize,
@@ -126,6 +128,7 @@ impl Run {
             next_event_id: 1,
             last_time: Timestamp::MIN,
             bytes: 0,
+            request_bytes: 0,
             inbox: Vec::new(),
             inbox_bytes: 0,
             head: Vec::new(),
@@ -159,9 +162,7 @@ impl Run {
         let mut run = Self::new(stored.identity.clone(), stored.requests);
         for row in stored.journal {
             run.fold(&row.records)?;
-            for request in &row.requests {
-                run.requests.adopt(request);
-            }
+            run.adopt(&row.requests);
         }
         if run.next_event_id == 1 {
             return Err(Unreadable::new("the journal is empty"));
@@ -227,9 +228,7 @@ impl Run {
     /// Folds a decision in. It stands already, so there is nothing to refuse.
     pub fn apply(&mut self, now: Timestamp, decision: &Decision, limits: &Limits) {
         self.fold(&decision.records).expect("a decision holds whole steps of known kinds");
-        for request in &decision.requests {
-            self.requests.adopt(request);
-        }
+        self.adopt(&decision.requests);
         for lease in &decision.leases {
             self.apply_lease(lease);
         }
@@ -415,6 +414,14 @@ impl Run {
             | Attributes::WorkflowExecutionFailed(_)
             | Attributes::WorkflowExecutionCancelled(_)
             | Attributes::WorkflowExecutionTimedOut(_) => self.close(at, attributes),
+        }
+    }
+
+    /// Remembers requests that no record tells of.
+    fn adopt(&mut self, requests: &[AcceptedRequest]) {
+        for request in requests {
+            self.request_bytes += request.encoded_len() as u64;
+            self.requests.adopt(request);
         }
     }
 

@@ -116,6 +116,12 @@ impl Run {
         limits: &Limits,
     ) -> Result<Decision, Rejection> {
         let answer = self.check_request(now, RequestKind::Start, request_id, limits)?;
+        // Each stays in the journal for as long as the run lives. Who only asks for the run must not
+        // be able to fail it, so these count here alone.
+        let bytes = self.bytes + self.request_bytes;
+        if bytes > limits.history_bytes {
+            return Err(Rejection::Limit(limit("history_bytes", limits.history_bytes, bytes)));
+        }
         let request = requests::to_wire(now, RequestKind::Start, request_id, answer);
         Ok(Decision { requests: vec![request], answer: Some(answer), ..Decision::default() })
     }
@@ -171,6 +177,28 @@ mod tests {
             let story = story.after(day + 1).when(&input);
             assert!(matches!(story.last, Err(Rejection::Closed { .. })));
         }
+    }
+
+    #[test]
+    fn requests_that_no_event_tells_of_are_bounded_and_do_not_fail_their_run() {
+        let uses = |story: Story, n| story.when(&Input::UseExisting { request_id: request(n) });
+        let history_bytes = 2_000;
+        let limits = Limits { history_bytes, ..Limits::default() };
+        let mut story = history_of(&start_request(), limits).task([timer(1, 1)]);
+        let mut accepted = 0;
+        while story.last.is_ok() {
+            accepted += 1;
+            story = uses(story, 1_000 + accepted);
+            assert!(accepted < 100, "they are never refused");
+        }
+        let Err(Rejection::Limit(limit)) = &story.last else { panic!("{:?}", story.last) };
+        assert_eq!((&*limit.name, limit.limit), ("history_bytes", history_bytes));
+        // Those that were accepted have their answers, and a load counts them again.
+        let repeated = Rejection::Repeated(Answer { run_id: run_id(1), started: false });
+        let story = uses(story.reload(), 1_001).then_rejected(&repeated);
+        let story = uses(story, 999);
+        assert!(matches!(story.last, Err(Rejection::Limit(_))));
+        story.passes(1).task([]).signal("a").then_inbox("signal:a");
     }
 
     #[test]

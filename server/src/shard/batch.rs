@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use onward_proto::{
     RunId,
-    v1::{CancelReason, DescribeWorkflowResponse, HistoryEvent, JournalRow, WorkflowOutcome},
+    v1::{CancelReason, DescribeWorkflowResponse, JournalRow, WorkflowOutcome},
 };
 use prost::{
-    Message as _,
+    Message,
     encoding::{WireType, encode_key, encode_varint},
 };
 
@@ -248,18 +248,17 @@ impl OpenBatch {
 impl Staged {
     fn add(&mut self, decision: &Decision) {
         for record in &decision.records {
-            self.bytes += encode_record(record, &mut self.records);
+            self.bytes += encode_entry(RECORDS_FIELD, record, &mut self.records);
         }
         for request in &decision.requests {
-            encode_key(REQUESTS_FIELD, WireType::LengthDelimited, &mut self.records);
-            request.encode_length_delimited(&mut self.records).expect("a BytesMut grows as needed");
+            self.bytes += encode_entry(REQUESTS_FIELD, request, &mut self.records);
         }
         for (number, pending) in &decision.pending {
             let data = pending.as_ref().map(|pending| Bytes::from(pending.encode_to_vec()));
             self.bytes += data.as_ref().map_or(0, Bytes::len);
             self.pending.insert(*number, data);
         }
-        self.count += decision.records.len() + decision.pending.len();
+        self.count += decision.records.len() + decision.requests.len() + decision.pending.len();
     }
 }
 
@@ -268,11 +267,11 @@ const REQUESTS_FIELD: u32 = 4;
 const EPOCH_FIELD: u32 = 1;
 const COMMIT_SEQ_FIELD: u32 = 2;
 
-/// Appends a record as an entry of `JournalRow.records`; tells how many bytes it took.
-fn encode_record(record: &HistoryEvent, row: &mut BytesMut) -> usize {
+/// Appends an entry of a repeated field of `JournalRow`; tells how many bytes it took.
+fn encode_entry(field: u32, entry: &impl Message, row: &mut BytesMut) -> usize {
     let before = row.len();
-    encode_key(RECORDS_FIELD, WireType::LengthDelimited, row);
-    record.encode_length_delimited(row).expect("a BytesMut grows as needed");
+    encode_key(field, WireType::LengthDelimited, row);
+    entry.encode_length_delimited(row).expect("a BytesMut grows as needed");
     row.len() - before
 }
 
@@ -295,7 +294,7 @@ pub(crate) fn read_row(row: &[u8]) -> Result<JournalRow, prost::DecodeError> {
 
 #[cfg(test)]
 mod tests {
-    use onward_proto::v1::{TimerFired, history_event::Attributes};
+    use onward_proto::v1::{AcceptedRequest, HistoryEvent, TimerFired, history_event::Attributes};
 
     use super::*;
 
@@ -307,8 +306,8 @@ mod tests {
             ..HistoryEvent::default()
         };
         let mut records = BytesMut::new();
-        encode_record(&record, &mut records);
-        encode_record(&record, &mut records);
+        encode_entry(RECORDS_FIELD, &record, &mut records);
+        encode_entry(RECORDS_FIELD, &record, &mut records);
         let row = read_row(&seal_row(records, 5, 99)).unwrap();
         assert_eq!((row.epoch, row.commit_seq), (5, 99));
         assert_eq!(row.records, vec![record.clone(), record]);
@@ -331,6 +330,17 @@ mod tests {
         assert_eq!(batch.due_in(LAZY), Some(Duration::ZERO));
         batch.defer(run(1), answer()).unwrap();
         assert_eq!(batch.due_in(Duration::ZERO), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_batch_is_full_of_requests_that_no_record_tells_of_as_of_records() {
+        let mut batch = OpenBatch::default();
+        let mut decision = Decision::default();
+        decision.requests.resize(MAX_RECORDS / 2, AcceptedRequest::default());
+        batch.stage(run(1), &decision, Duration::ZERO);
+        assert!(!batch.is_full());
+        batch.stage(run(2), &decision, Duration::ZERO);
+        assert!(batch.is_full());
     }
 
     #[test]
