@@ -39,7 +39,8 @@ pub(super) struct Story {
     pub(super) incarnation: u64,
     /// What the last step led to.
     pub(super) last: Result<Decision, Rejection>,
-    inherited: Requests,
+    /// What its row keeps of the window of requests.
+    requests_column: Requests,
     counter: u64,
     requests: u128,
     /// The newest task that was handed out, and all that came before.
@@ -113,7 +114,7 @@ pub(super) fn history_of(start: &Start, limits: Limits) -> Story {
         pending: BTreeMap::new(),
         incarnation: 1,
         last: Ok(Decision::default()),
-        inherited,
+        requests_column: inherited,
         counter: 0,
         requests: 1_000,
         handed_out: Vec::new(),
@@ -165,6 +166,9 @@ impl Story {
                 records: decision.records.clone(),
                 requests: decision.requests.clone(),
             });
+        }
+        if decision.effects.contains(&Effect::Closed) {
+            self.requests_column = self.run.requests().clone();
         }
         for (number, row) in &decision.pending {
             match row {
@@ -219,7 +223,7 @@ impl Story {
     fn loaded_knowing(&self, known: Known) -> Run {
         let pending: Vec<_> = self.pending.clone().into_iter().collect();
         let identity = self.run.identity();
-        let requests = self.inherited.clone();
+        let requests = self.requests_column.clone();
         let stored = Stored { identity, journal: &self.journal, pending: &pending, requests };
         Run::load(self.now, self.now, stored, known, &self.limits).unwrap()
     }

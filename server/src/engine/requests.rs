@@ -289,6 +289,26 @@ mod tests {
     }
 
     #[test]
+    fn a_closed_run_that_is_loaded_keeps_the_window_of_its_close() {
+        use super::super::{Rejection, fixture::*};
+
+        let limits = Limits { request_ids: 3, ..Limits::default() };
+        let story = history_of(&start_request(), limits).task([]);
+        let story = (1..=4).fold(story, |story, n| story.when(&signal("a", request(n))));
+        // The newest three: two signals, and what ended the run.
+        let mut story = story.terminated().reload();
+        let day = story.limits.request_window_us;
+        for (passed, known) in [(0, [false, false, true, true]), (day + 1, [false; 4])] {
+            story = story.after(passed);
+            for (n, known) in (1..=4).zip(known) {
+                story = story.when(&signal("a", request(n)));
+                let repeated = matches!(story.last, Err(Rejection::Repeated(_)));
+                assert_eq!(repeated, known, "signal {n} after {passed}");
+            }
+        }
+    }
+
+    #[test]
     fn few_requests_carry_no_index() {
         let bytes = |count: u128| {
             let mut requests = Requests::default();

@@ -57,7 +57,7 @@ pub struct Stored<'a> {
     pub journal: &'a [JournalRow],
     /// Its rows of `pending`, by activity number.
     pub pending: &'a [(u32, PendingActivity)],
-    /// The window of accepted requests.
+    /// Its column: the window of accepted requests at its start, or at its close.
     pub requests: Requests,
 }
 
@@ -159,10 +159,14 @@ impl Run {
         known: Known,
         limits: &Limits,
     ) -> Result<Self, Unreadable> {
-        let mut run = Self::new(stored.identity.clone(), stored.requests);
+        let mut run = Self::new(stored.identity.clone(), stored.requests.clone());
         for row in stored.journal {
             run.fold(&row.records)?;
             run.adopt(&row.requests);
+        }
+        if run.is_closed() {
+            // The close has written the whole window, and the journal tells of more than that.
+            run.requests = stored.requests;
         }
         if run.next_event_id == 1 {
             return Err(Unreadable::new("the journal is empty"));
