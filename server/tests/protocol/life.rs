@@ -10,7 +10,7 @@ use prost::Message as _;
 
 use crate::world::{
     World, call_activity, complete_workflow, describe, history, kinds, payload, record_value,
-    request_id, signal, start, start_timer,
+    request_id, signal, start, start_timer, terminate,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,20 +300,34 @@ async fn a_task_that_a_worker_is_told_to_forget_gives_its_credit_back() {
     // The run is in the worker's cache, and a task of it is with the worker: its only one.
     let open = worker.task().await;
     client.start_workflow(start("next")).await.unwrap();
-    client
-        .terminate_workflow(v1::TerminateWorkflowRequest {
-            workflow_id: "ended".to_owned(),
-            request_id: request_id(),
-            ..v1::TerminateWorkflowRequest::default()
-        })
-        .await
-        .unwrap();
+    client.terminate_workflow(terminate("ended")).await.unwrap();
     let next = worker.task().await;
     assert_eq!(next.workflow_id, "next");
     // An answer that had been on its way gives nothing back a second time, and is refused.
     worker.complete(&open, vec![]).await;
     worker.complete(&next, vec![complete_workflow("bye")]).await;
     worker.acked(&next).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_task_of_a_run_that_is_ended_gives_its_credit_back() {
+    let world = World::sqlite().await;
+    let mut client = world.client().await;
+    let mut worker = crate::world::RawWorker::connect(world.channel().await, 1, 0).await;
+    client.start_workflow(start("ended")).await.unwrap();
+    let first = worker.task().await;
+    client.start_workflow(start("next")).await.unwrap();
+    client.terminate_workflow(terminate("ended")).await.unwrap();
+    let mut evicted = false;
+    let next = loop {
+        match worker.next().await {
+            v1::server_item::Kind::Evict(evict) => evicted |= evict.run_id == first.run_id,
+            v1::server_item::Kind::WorkflowTask(task) => break task,
+            _ => {}
+        }
+    };
+    assert!(evicted);
+    assert_eq!(next.workflow_id, "next");
 }
 
 #[tokio::test(flavor = "multi_thread")]

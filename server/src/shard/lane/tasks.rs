@@ -1,6 +1,6 @@
 //! Giving work away: offers, hand-outs, and the history that a task needs.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use onward_proto::{
     RunId,
@@ -112,16 +112,19 @@ impl Lane {
 
     /// The credits of all workflow tasks of a run that a session holds, because it forgets the run.
     fn free_tasks_of(&mut self, run_id: RunId, session: SessionId) {
+        for (task_id, holder) in self.tasks_out_of(run_id) {
+            if holder == session {
+                self.free_task(run_id, task_id);
+            }
+        }
+    }
+
+    /// The workflow tasks of a run whose credit has not come back, and who holds them.
+    fn tasks_out_of(&self, run_id: RunId) -> Vec<(TaskId, SessionId)> {
         let first = TaskId { incarnation: Incarnation(0), counter: 0 };
         let of_run = self.tasks_out.range((run_id, first)..);
-        let tasks: Vec<TaskId> = of_run
-            .take_while(|((of, _), _)| *of == run_id)
-            .filter(|(_, holder)| **holder == session)
-            .map(|((_, task_id), _)| *task_id)
-            .collect();
-        for task_id in tasks {
-            self.free_task(run_id, task_id);
-        }
+        let of_run = of_run.take_while(|((of, _), _)| *of == run_id);
+        of_run.map(|((_, task_id), holder)| (*task_id, *holder)).collect()
     }
 
     /// The credit of an attempt comes back, once: it has ended, or no longer counts.
@@ -369,15 +372,20 @@ impl Lane {
         }
     }
 
-    /// The run needs no workflow task any more: the worker that holds one forgets the run.
+    /// The run needs no workflow task any more: the workers that hold one, or have the run in their
+    /// cache, forget the run.
     pub(super) fn withdraw_task(&mut self, run_id: RunId) {
         self.node.dispatch.withdraw(run_id, None);
         let Some(entry) = self.runs.get_mut(&run_id) else { return };
-        if let Some(session) = entry.cached_on.take()
-            && let Some(session) = self.node.dispatch.session(session)
-        {
-            session.outbox().push(server_item::Kind::Evict(EvictRun { run_id: run_id.to_wire() }));
-            self.free_tasks_of(run_id, session.id());
+        let cached_on = entry.cached_on.take();
+        let holders = self.tasks_out_of(run_id).into_iter().map(|(_, holder)| holder);
+        let holders: BTreeSet<SessionId> = holders.chain(cached_on).collect();
+        for session in holders {
+            if let Some(session) = self.session(session) {
+                let evict = EvictRun { run_id: run_id.to_wire() };
+                session.outbox().push(server_item::Kind::Evict(evict));
+                self.free_tasks_of(run_id, session.id());
+            }
         }
     }
 
