@@ -26,6 +26,9 @@ pub(crate) const MAX_BYTES: usize = 4 << 20;
 /// run's worker is about to answer then shares its journal row.
 pub(crate) const LAZY: Duration = Duration::from_millis(50);
 
+/// Answers of one run whose receivers may have stopped waiting before anybody looks.
+const MOST_GONE: usize = 8;
+
 /// What was staged for one run. Its row is built from the run itself when the commit starts.
 #[derive(Debug)]
 pub(crate) struct Staged {
@@ -87,6 +90,33 @@ impl Deferred {
             | Self::StaleTask(..) => true,
             // The lane marks the batch urgent itself when somebody waits for the result.
             Self::Closed(_) | Self::AckTask(..) | Self::AckActivity(..) => false,
+        }
+    }
+
+    /// Joins what waits for a run. Whoever asks again and again while a commit takes long leaves an
+    /// answer behind each time.
+    pub(crate) fn join(self, waiting: &mut Vec<Self>) {
+        if waiting.len() >= MOST_GONE && waiting.len().is_power_of_two() {
+            waiting.retain(|deferred| !deferred.has_gone());
+        }
+        waiting.push(self);
+    }
+
+    /// Whether it is an answer whose receiver has stopped waiting.
+    fn has_gone(&self) -> bool {
+        match self {
+            Self::Answer(reply, _) => reply.is_closed(),
+            Self::Describe(reply, _) => reply.is_closed(),
+            Self::Locate(reply, _) => reply.is_closed(),
+            Self::Outcome(reply, _) => reply.is_closed(),
+            Self::Closed(_)
+            | Self::OfferTask(_)
+            | Self::OfferActivity(..)
+            | Self::SendActivity(..)
+            | Self::CancelAttempt(..)
+            | Self::AckTask(..)
+            | Self::StaleTask(..)
+            | Self::AckActivity(..) => false,
         }
     }
 
@@ -178,7 +208,7 @@ impl OpenBatch {
     pub(crate) fn defer(&mut self, run_id: RunId, deferred: Deferred) -> Result<(), Deferred> {
         let urgent = deferred.is_urgent();
         match self.runs.get_mut(&run_id) {
-            Some(staged) => staged.deferred.push(deferred),
+            Some(staged) => deferred.join(&mut staged.deferred),
             None => return Err(deferred),
         }
         if urgent {
@@ -190,7 +220,7 @@ impl OpenBatch {
     /// Lets an answer wait without hurrying it: its receiver waits for more.
     pub(crate) fn defer_lazily(&mut self, run_id: RunId, deferred: Deferred) {
         if let Some(staged) = self.runs.get_mut(&run_id) {
-            staged.deferred.push(deferred);
+            deferred.join(&mut staged.deferred);
         }
     }
 
@@ -341,6 +371,21 @@ mod tests {
         assert!(!batch.is_full());
         batch.stage(run(2), &decision, Duration::ZERO);
         assert!(batch.is_full());
+    }
+
+    #[test]
+    fn answers_that_nobody_waits_for_any_more_do_not_pile_up() {
+        let mut batch = OpenBatch::default();
+        batch.touch(run(1), Duration::ZERO);
+        let (reply, _waits) = tokio::sync::oneshot::channel();
+        let refusal = Refusal::Unavailable(String::new());
+        batch.defer(run(1), Deferred::Answer(reply, Err(refusal))).unwrap();
+        for _ in 0..1_000 {
+            batch.defer(run(1), answer()).unwrap();
+        }
+        let waiting = &batch.get(run(1)).unwrap().deferred;
+        assert!(waiting.len() <= MOST_GONE, "{}", waiting.len());
+        assert!(!waiting[0].has_gone());
     }
 
     #[test]

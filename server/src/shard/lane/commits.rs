@@ -196,7 +196,7 @@ impl Lane {
             for deferred in waiting.into_iter().chain(self.open.forget(run_id)) {
                 deferred.refuse(&refusal);
             }
-            for waiter in self.waiters.remove(&run_id).unwrap_or_default() {
+            for waiter in self.waiters.take(run_id) {
                 drop(waiter.send(Err(refusal.clone())));
             }
             return self.park_and_reload(run_id, reason.to_owned());
@@ -342,7 +342,7 @@ impl Lane {
         let Some(outcome) = self.runs.get(&run_id).and_then(|entry| entry.run.outcome()) else {
             return;
         };
-        for waiter in self.waiters.remove(&run_id).unwrap_or_default() {
+        for waiter in self.waiters.take(run_id) {
             drop(waiter.send(Ok(outcome.clone())));
         }
     }
@@ -357,18 +357,14 @@ impl Lane {
     }
 
     fn tell_followers(&mut self, run_id: RunId) {
-        let Some(waiting) = self.followers.remove(&run_id) else { return };
+        let waiting = self.followers.take(run_id);
         let Ok(located) = self.locate(run_id) else { return };
-        let mut still = Vec::new();
-        for (beyond, reply) in waiting {
-            if located.rows > beyond || located.closed {
-                self.release(Deferred::Locate(reply, run_id));
+        for follower in waiting {
+            if located.rows > follower.beyond || located.closed {
+                self.release(Deferred::Locate(follower.reply, run_id));
             } else {
-                still.push((beyond, reply));
+                self.followers.add(run_id, follower);
             }
-        }
-        if !still.is_empty() {
-            self.followers.insert(run_id, still);
         }
     }
 }

@@ -18,6 +18,7 @@ mod loads;
 mod requests;
 mod runs;
 mod tasks;
+mod waiting;
 mod workers;
 
 use std::{
@@ -34,7 +35,11 @@ use onward_proto::{
 use tokio::sync::mpsc;
 
 pub(crate) use self::commits::LEASE;
-use self::{commits::Committing, runs::Entry};
+use self::{
+    commits::Committing,
+    runs::Entry,
+    waiting::{Follower, Waiting},
+};
 use super::{
     batch::{Deferred, OpenBatch},
     lease::Lease,
@@ -128,11 +133,9 @@ pub(crate) struct Lane {
     /// Runs whose records cannot be read or stored, and why.
     parked: BTreeMap<RunId, Parked>,
     /// Who waits for a run's result.
-    waiters: BTreeMap<RunId, Vec<Reply<WorkflowOutcome>>>,
-    /// How many runs had such when those who had gone were last forgotten.
-    waiters_left: usize,
+    waiters: Waiting<Reply<WorkflowOutcome>>,
     /// Who waits for a run's journal to grow.
-    followers: BTreeMap<RunId, Vec<(u32, Reply<super::message::Located>)>>,
+    followers: Waiting<Follower>,
 
     open: OpenBatch,
     committing: Option<Committing>,
@@ -209,9 +212,8 @@ impl Lane {
             waiting_runs: runs::Leavers::new(node.waiting_bytes),
             away: BTreeMap::new(),
             parked: BTreeMap::new(),
-            waiters: BTreeMap::new(),
-            waiters_left: 0,
-            followers: BTreeMap::new(),
+            waiters: Waiting::default(),
+            followers: Waiting::default(),
             open: OpenBatch::default(),
             committing: None,
             withheld: Vec::new(),
@@ -421,7 +423,7 @@ impl Lane {
     fn defer(&mut self, run_id: RunId, deferred: Deferred) {
         let Err(deferred) = self.open.defer(run_id, deferred) else { return };
         match self.committing.as_mut().and_then(|committing| committing.runs.get_mut(&run_id)) {
-            Some(waiting) => waiting.push(deferred),
+            Some(waiting) => deferred.join(waiting),
             None => self.release(deferred),
         }
     }

@@ -13,6 +13,7 @@ use super::{
     },
     IdKey, Lane,
     runs::Entry,
+    waiting::Follower,
 };
 use crate::{
     engine::{
@@ -406,7 +407,7 @@ impl Lane {
         if let Some(outcome) = outcome {
             // Who waits for the result is not in a hurry for the start.
             self.open.defer_lazily(run_id, Deferred::Answer(answer, Ok(told)));
-            self.waiters.entry(run_id).or_default().push(outcome);
+            self.waiters.add(run_id, outcome);
         } else {
             self.defer(run_id, Deferred::Answer(answer, Ok(told)));
         }
@@ -455,13 +456,7 @@ impl Lane {
         if let Some(outcome) = entry.run.outcome() {
             return self.defer(run_id, Deferred::Outcome(reply, Box::new(outcome)));
         }
-        self.prune_waiters();
-        let waiting = self.waiters.entry(run_id).or_default();
-        // Whoever asks again and again leaves a waiter that has gone each time.
-        if waiting.len().is_power_of_two() {
-            waiting.retain(|waiter| !waiter.is_closed());
-        }
-        waiting.push(reply);
+        self.waiters.add(run_id, reply);
     }
 
     fn await_result(
@@ -472,18 +467,6 @@ impl Lane {
     ) {
         self.defer(run_id, Deferred::Locate(located, run_id));
         self.await_outcome(run_id, Some(outcome));
-    }
-
-    /// Forgets who has stopped waiting, each time that there are twice as many as were left then.
-    fn prune_waiters(&mut self) {
-        if self.waiters.len() < 2 * self.waiters_left + 64 {
-            return;
-        }
-        self.waiters.retain(|_, waiters| {
-            waiters.retain(|waiter| !waiter.is_closed());
-            !waiters.is_empty()
-        });
-        self.waiters_left = self.waiters.len();
     }
 
     fn describe(
@@ -503,9 +486,7 @@ impl Lane {
     fn locate_beyond(&mut self, run_id: RunId, beyond: Option<u32>, answer: Reply<Located>) {
         match (beyond, self.locate(run_id)) {
             (Some(beyond), Ok(located)) if located.rows <= beyond && !located.closed => {
-                let waiting = self.followers.entry(run_id).or_default();
-                waiting.retain(|(_, reply)| !reply.is_closed());
-                waiting.push((beyond, answer));
+                self.followers.add(run_id, Follower { beyond, reply: answer });
             }
             // What is staged now is not asked for: durable rows only. That there is a run at all is
             // an answer that waits for its first row.
