@@ -16,6 +16,7 @@ pub struct Metrics {
     parked: Counter,
     runs_in_memory: Gauge,
     runs_loaded: Counter,
+    incidents: Gauge,
     sessions: Gauge,
     requests: Counter,
     refused: Counter,
@@ -48,6 +49,8 @@ impl Metrics {
         registry.register("runs_in_memory", "Runs in memory", runs_in_memory.clone());
         let runs_loaded = Counter::default();
         registry.register("runs_loaded", "Runs read back from the store", runs_loaded.clone());
+        let incidents = Gauge::default();
+        registry.register("runs_with_incident", "Runs to look at", incidents.clone());
         let sessions = Gauge::default();
         registry.register("worker_sessions", "Open worker sessions", sessions.clone());
         let requests = Counter::default();
@@ -73,6 +76,7 @@ impl Metrics {
             parked,
             runs_in_memory,
             runs_loaded,
+            incidents,
             sessions,
             requests,
             refused,
@@ -100,6 +104,11 @@ impl Metrics {
     /// A run was read back from the store.
     pub fn loaded(&self) {
         self.runs_loaded.inc();
+    }
+
+    /// Runs came to have an incident, or have none any more.
+    pub fn incidents(&self, change: i64) {
+        self.incidents.inc_by(change);
     }
 
     /// A session was opened (1) or closed (-1).

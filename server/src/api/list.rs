@@ -41,7 +41,12 @@ impl ClientApi {
             Some(last) if rows.len() == limit as usize => asked.token(last.started_at, last.run_id),
             _ => Bytes::new(),
         };
-        let workflows = rows.into_iter().map(|row| info_of(row, &namespace)).collect();
+        let info = |row: RunRow| WorkflowInfo {
+            // No row tells of it: the lanes do.
+            incident: self.node.incidents.contains(row.run_id),
+            ..info_of(row, &namespace)
+        };
+        let workflows = rows.into_iter().map(info).collect();
         Ok(v1::ListWorkflowsResponse { workflows, next_page_token })
     }
 }

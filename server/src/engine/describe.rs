@@ -81,7 +81,7 @@ impl Run {
     }
 
     /// Whether its workflow task fails again and again.
-    fn is_blocked(&self, limits: &Limits) -> bool {
+    pub fn is_blocked(&self, limits: &Limits) -> bool {
         !self.is_closed() && self.task.failures >= limits.blocked_attempts
     }
 

@@ -2,6 +2,7 @@
 
 mod batch;
 mod clock;
+mod incidents;
 mod lane;
 mod lease;
 mod mailbox;

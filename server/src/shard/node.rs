@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     clock::DatabaseClock,
+    incidents::Incidents,
     lease::Lease,
     mailbox::{Mailbox, NotPut},
     message::{Mail, Refusal, Request, Target},
@@ -49,6 +50,7 @@ pub struct Node {
     pub(crate) shards: u16,
     pub(crate) dispatch: Dispatch,
     pub(crate) metrics: Metrics,
+    pub(crate) incidents: Incidents,
     /// This process.
     pub(crate) id: NodeId,
     clock: Mutex<Option<DatabaseClock>>,
@@ -106,6 +108,7 @@ impl Node {
             shards: options.shards,
             dispatch: Dispatch::default(),
             metrics: Metrics::new(),
+            incidents: Incidents::default(),
             id,
             clock: Mutex::new(None),
             lanes: RwLock::new(BTreeMap::new()),

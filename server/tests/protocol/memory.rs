@@ -249,6 +249,14 @@ async fn a_signal_behind_a_start_reaches_the_run_that_it_started() {
     assert_eq!(reached.run_id, begun.await.unwrap().run_id);
 }
 
+/// How many runs the metric counts that somebody should look at, and a list shows.
+async fn incidents(stage: &Stage, client: &mut ClientServiceClient<Channel>) -> u32 {
+    let listed = client.list_workflows(v1::ListWorkflowsRequest::default()).await.unwrap();
+    let listed = listed.into_inner().workflows.iter().filter(|run| run.incident).count();
+    assert_eq!(stage.metric("onward_runs_with_incident"), listed as f64);
+    listed as u32
+}
+
 #[tokio::test(start_paused = true)]
 async fn runs_whose_task_fails_leave_memory_and_go_on_as_if_they_had_stayed() {
     const RUNS: u32 = 50;
@@ -275,6 +283,7 @@ async fn runs_whose_task_fails_leave_memory_and_go_on_as_if_they_had_stayed() {
     let described = client.describe_workflow(describe("w7")).await.unwrap().into_inner();
     let task = described.task.unwrap();
     assert!(task.blocked && described.info.unwrap().incident);
+    assert_eq!(incidents(&stage, &mut client).await, RUNS);
     assert_eq!(task.last_failure.unwrap().message, "bang");
     drop(bad);
 
@@ -288,4 +297,5 @@ async fn runs_whose_task_fails_leave_memory_and_go_on_as_if_they_had_stayed() {
     while statuses(&stage).await.contains(&WorkflowStatus::Running) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    assert_eq!(incidents(&stage, &mut client).await, 0);
 }

@@ -319,6 +319,7 @@ impl Lane {
             .map_err(|error| error.to_string())?;
         self.insert(Entry::loaded(run, loaded.journal, row.wake_at));
         self.node.metrics.loaded();
+        self.watch_incident(run_id);
         self.settle(run_id);
         Ok(())
     }

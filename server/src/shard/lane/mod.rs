@@ -185,6 +185,7 @@ impl Drop for Lane {
     fn drop(&mut self) {
         self.node.dispatch.drop_lane(self.shard);
         self.node.metrics.in_memory(-(self.runs.len() as i64));
+        self.node.metrics.incidents(self.node.incidents.forget(&self.slots));
     }
 }
 
@@ -380,6 +381,11 @@ impl Lane {
         let boot = self.node.env.boot();
         let entry = self.runs.get_mut(&run_id).expect("decisions are made for runs in memory");
         entry.run.apply(now, &decision, &self.node.limits);
+        // A look at all activities, which most decisions have no reason for.
+        let may_change = entry.incident || entry.run.is_blocked(&self.node.limits);
+        if may_change || !decision.pending.is_empty() {
+            self.watch_incident(run_id);
+        }
         self.open.stage(run_id, &decision, boot);
         // First the run's row: an attempt goes out only behind the row that says it may be out.
         self.settle(run_id);

@@ -43,6 +43,8 @@ pub(super) struct Entry {
     pub(super) yielded: Option<TaskId>,
     /// The session that has it in its cache, and can go on from there.
     pub(super) cached_on: Option<SessionId>,
+    /// Whether the node counts it among those that somebody should look at.
+    pub(super) incident: bool,
     /// Signals that wait until a repeated task has ended.
     pub(super) held: Vec<Request>,
     /// Since when the first of them waits.
@@ -68,6 +70,7 @@ impl Entry {
             yield_at: None,
             yielded: None,
             cached_on: None,
+            incident: false,
             held: Vec::new(),
             held_since: None,
             place: None,
@@ -214,6 +217,16 @@ impl Lane {
             self.open.touch(run_id, self.node.env.boot());
         }
         self.place(run_id);
+    }
+
+    /// Tells the node when a run comes to have an incident, or has none any more.
+    pub(super) fn watch_incident(&mut self, run_id: RunId) {
+        let Some(entry) = self.runs.get_mut(&run_id) else { return };
+        let incident = entry.run.has_incident(&self.node.limits);
+        if entry.incident != incident {
+            entry.incident = incident;
+            self.node.metrics.incidents(self.node.incidents.set(run_id, incident));
+        }
     }
 
     /// Puts a run among those that can leave memory, or takes it out.
