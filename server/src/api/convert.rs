@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use onward_proto::{
-    DEFAULT_NAMESPACE, NamespaceId, RequestId, RunId,
+    DEFAULT_NAMESPACE, MAX_DURATION_US, NamespaceId, RequestId, RunId,
     v1::{self, IdConflictPolicy, IdReusePolicy, Payload},
 };
 use prost::Message as _;
 use tonic::Status;
 
 use crate::{
-    engine::{Limits, Signal, Start, Stop, limits::MAX_DURATION_US},
+    engine::{Limits, Signal, Start, Stop},
     shard::message::Target,
 };
 
