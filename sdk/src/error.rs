@@ -618,8 +618,8 @@ mod tests {
 
     #[test]
     fn what_a_call_failed_with_keeps_its_causes_when_it_becomes_any_error() {
-        let disk =
-            || Error::from(Link { message: "write".into(), source: Some(link("disk full")) });
+        let full = || Some(Box::new(Link { message: "disk full".into(), source: None }));
+        let disk = || Error::from(Link { message: "write".into(), source: full() });
         let told = |error: Error| format!("{error:#}");
         let failed = ActivityError::Failed(disk());
         assert_eq!(told(failed.into()), "write: disk full");
@@ -633,10 +633,6 @@ mod tests {
         assert_eq!(told(WorkflowError::Failed(disk()).into()), "write: disk full");
         let typed = ActivityError::Failed(PaymentError::Other(disk()));
         assert_eq!(told(typed.into()), "write: disk full");
-    }
-
-    fn link(message: &str) -> Box<Link> {
-        Box::new(Link { message: message.into(), source: None })
     }
 
     #[test]

@@ -151,7 +151,9 @@ impl Machine {
         match self.core.deliver_cancel() {
             Delivery::Held => {}
             Delivery::Sections(wakers) => {
-                wakers.iter().for_each(|waker| waker.wake_by_ref());
+                for waker in wakers {
+                    waker.wake_by_ref();
+                }
             }
             Delivery::Run => {
                 if let Code::Running(_) = self.code {

@@ -29,7 +29,9 @@ impl Core {
         mailbox.signals.push_back(Taken { event_id, arguments: signal.arguments });
         let waiters: Vec<Rc<Waker>> = mailbox.waiters.values().map(Rc::clone).collect();
         drop(state);
-        waiters.iter().for_each(|waker| waker.wake_by_ref());
+        for waker in waiters {
+            waker.wake_by_ref();
+        }
     }
 
     /// The oldest unread signal of this name, with its event.

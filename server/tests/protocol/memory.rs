@@ -253,7 +253,7 @@ async fn a_signal_behind_a_start_reaches_the_run_that_it_started() {
 async fn incidents(stage: &Stage, client: &mut ClientServiceClient<Channel>) -> u32 {
     let listed = client.list_workflows(v1::ListWorkflowsRequest::default()).await.unwrap();
     let listed = listed.into_inner().workflows.iter().filter(|run| run.incident).count();
-    assert_eq!(stage.metric("onward_runs_with_incident"), listed as f64);
+    assert_eq!(stage.metric("onward_runs_with_incident") as usize, listed);
     listed as u32
 }
 
