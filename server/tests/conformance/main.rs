@@ -53,5 +53,6 @@ mod faults;
 mod ghost;
 mod ownership;
 mod reads;
+mod silence;
 mod start_up;
 mod world;

@@ -1,6 +1,10 @@
 //! Connections to Postgres: their settings, what we refuse to run on, the schema.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use sqlx::{
     ConnectOptions, Connection, Executor, PgConnection, Row, SqlSafeStr,
@@ -14,7 +18,9 @@ use super::{
 };
 
 /// How long a connection may take to come up.
-pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// The longest pause before a connection is opened again.
+const MOST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// How often several servers that make the same tables at once try again.
 const MIGRATE_ATTEMPTS: u32 = 20;
@@ -89,7 +95,37 @@ pub(super) fn names_a_user(url: &str) -> bool {
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     tokio::time::timeout(CONNECT_DEADLINE, options.connect())
         .await
-        .map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
+        .unwrap_or_else(|_| Err(timed_out()))
+}
+
+/// The error of a connection that gave no answer in time.
+pub(super) fn timed_out() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
+}
+
+/// How many connections could not be opened since the last one that could.
+#[derive(Debug, Default)]
+pub(super) struct Backoff(AtomicU32);
+
+impl Backoff {
+    /// Opens a connection, the later the more often that has failed.
+    pub(super) async fn open<T>(
+        &self,
+        open: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        let failures = self.0.load(Ordering::Relaxed);
+        if failures > 0 {
+            let backoff = Duration::from_millis(10) * (1 << failures.min(7));
+            tokio::time::sleep(backoff.min(MOST_BACKOFF)).await;
+        }
+        let opened =
+            tokio::time::timeout(CONNECT_DEADLINE, open).await.unwrap_or_else(|_| Err(timed_out()));
+        match opened {
+            Ok(_) => self.0.store(0, Ordering::Relaxed),
+            Err(_) => drop(self.0.fetch_add(1, Ordering::Relaxed)),
+        }
+        opened
+    }
 }
 
 fn database(error: &sqlx::Error) -> OpenError {

@@ -1,7 +1,8 @@
 //! The production store: Postgres 14 or newer.
 //!
 //! A batch is one statement, one round trip, on a connection that belongs to its shard. Takeover
-//! and resolve use a connection of their own each time; everything else shares a pool.
+//! and resolve use a connection of their own each time, the renewal of leases has one, and
+//! everything else shares a pool. No call lasts without end, though packets may vanish in silence.
 //!
 //! What it never does: advisory locks, NOTIFY, temporary tables, SET on the way of a commit. So it
 //! works through a transaction pooler and on databases that speak Postgres's protocol.
@@ -9,6 +10,7 @@
 mod connect;
 mod error;
 mod owner;
+mod pool;
 
 #[cfg(test)]
 mod tests;
@@ -20,11 +22,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::TryStreamExt;
 use onward_proto::{NamespaceId, RunId, Timestamp};
 use sqlx::{
-    Connection, Either, Executor, PgConnection, PgPool, Postgres,
-    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
+    Connection, Executor, PgConnection, Postgres,
+    postgres::{PgArguments, PgConnectOptions, PgRow},
     query::Query,
 };
 use uuid::Uuid;
@@ -36,24 +37,28 @@ use super::{
     row::{self, StoredRow},
     slot_column,
 };
-use error::{Sent, classify, is_lost, sqlstate};
+use connect::Backoff;
+use error::{Sent, classify, sqlstate};
 use owner::shard_row;
+use pool::Pool;
 
 /// The statement of a commit.
 const COMMIT: &str = include_str!("commit.sql");
-/// After so long without a reply a commit's connection is given up, and its outcome is unknown.
-const COMMIT_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a read waits for a connection.
-const ACQUIRE_DEADLINE: Duration = Duration::from_secs(5);
-/// The longest pause before a shard's connection is opened again.
-const MOST_BACKOFF: Duration = Duration::from_secs(1);
+/// After so long without a reply a connection is given up. No statement lasts longer in Postgres.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The same for a renewal: there must be time for a second one before the lease runs out.
+const RENEW_DEADLINE: Duration = Duration::from_millis(1_500);
+/// How long connections may take to end in order.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A store in a Postgres database.
 #[derive(Debug)]
 pub struct PostgresStore {
     connect: PgConnectOptions,
     transaction_pooling: bool,
-    pool: PgPool,
+    pool: Pool,
+    /// Apart from the pool: a lease does not wait behind reads.
+    renewals: Pool,
     lanes: Mutex<BTreeMap<ShardId, Arc<tokio::sync::Mutex<Lane>>>>,
 }
 
@@ -61,8 +66,7 @@ pub struct PostgresStore {
 #[derive(Debug, Default)]
 struct Lane {
     connection: Option<PgConnection>,
-    /// Connections that could not be opened since the last one that could.
-    failures: u32,
+    backoff: Backoff,
 }
 
 impl PostgresStore {
@@ -74,16 +78,14 @@ impl PostgresStore {
         connect::migrate(&mut connection, &options).await?;
         // Behind a pooler the session may go back to others at any time; it has done its work.
         let _ = connection.close().await;
-        let pool = PgPoolOptions::new()
-            .max_connections(options.pg_pool_size.max(1))
-            .acquire_timeout(ACQUIRE_DEADLINE)
-            .test_before_acquire(false)
-            .connect_lazy_with(connect.clone());
+        let in_transactions = options.pg_transaction_pooling;
+        let pool = |size, deadline| Pool::new(connect.clone(), in_transactions, size, deadline);
         Ok(Self {
-            connect,
-            transaction_pooling: options.pg_transaction_pooling,
-            pool,
+            pool: pool(options.pg_pool_size.max(1), DEADLINE),
+            renewals: pool(1, RENEW_DEADLINE),
+            transaction_pooling: in_transactions,
             lanes: Mutex::default(),
+            connect,
         })
     }
 
@@ -97,7 +99,7 @@ impl PostgresStore {
         let mut lane = lane.lock().await;
         let mut connection = match lane.connection.take() {
             Some(connection) => connection,
-            None => self.connect_lane(&mut lane).await?,
+            None => self.connect_lane(&lane).await?,
         };
         // The connection is out of the lane while it is used: a call that is dropped half-way
         // leaves none that is in the middle of something.
@@ -109,9 +111,7 @@ impl PostgresStore {
                 outcome(rows, Sent::Perhaps)
             }
         };
-        let outcome = tokio::time::timeout(COMMIT_DEADLINE, work).await.unwrap_or_else(|_| {
-            Err(Error::Unknown(format!("no reply within {} s", COMMIT_DEADLINE.as_secs())))
-        });
+        let outcome = within_deadline(work).await;
         // After any other error the session may be in a state that we do not know.
         if matches!(outcome, Ok(_) | Err(Error::Refused(_))) {
             lane.connection = Some(connection);
@@ -120,50 +120,15 @@ impl PostgresStore {
     }
 
     /// Opens a shard's connection and prepares the statement, so that what fails later was sent.
-    async fn connect_lane(&self, lane: &mut Lane) -> Result<PgConnection> {
-        if lane.failures > 0 {
-            let backoff = Duration::from_millis(10) * (1 << lane.failures.min(7));
-            tokio::time::sleep(backoff.min(MOST_BACKOFF)).await;
-        }
-        lane.failures += 1;
-        let not_sent = |error: &sqlx::Error| classify(error, Sent::No);
-        let mut connection =
-            connect::connect(&self.connect).await.map_err(|error| not_sent(&error))?;
-        if !self.transaction_pooling {
-            connection
-                .prepare(sqlx::SqlSafeStr::into_sql_str(COMMIT))
-                .await
-                .map_err(|error| not_sent(&error))?;
-        }
-        lane.failures = 0;
-        Ok(connection)
-    }
-
-    /// Sends a statement that may run twice, again if its connection turns out to be dead: all of
-    /// the pool may be. Gives the rows it returned, and how many it changed.
-    async fn ask<'q>(
-        &self,
-        query: impl Fn() -> Query<'q, Postgres, PgArguments>,
-    ) -> sqlx::Result<(Vec<PgRow>, u64)> {
-        let most = self.pool.options().get_max_connections();
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            let once = async {
-                if self.transaction_pooling {
-                    let mut transaction = self.pool.begin().await?;
-                    let answer = answer(query().persistent(false), &mut transaction).await?;
-                    transaction.commit().await?;
-                    Ok(answer)
-                } else {
-                    answer(query(), &mut *self.pool.acquire().await?).await
-                }
-            };
-            match once.await {
-                Err(error) if is_lost(&error) && attempts <= most => {}
-                answer => return answer,
+    async fn connect_lane(&self, lane: &Lane) -> Result<PgConnection> {
+        let open = async {
+            let mut connection = connect::connect(&self.connect).await?;
+            if !self.transaction_pooling {
+                connection.prepare(sqlx::SqlSafeStr::into_sql_str(COMMIT)).await?;
             }
-        }
+            Ok(connection)
+        };
+        lane.backoff.open(open).await.map_err(|error| classify(&error, Sent::No))
     }
 
     /// Sends a read.
@@ -171,33 +136,24 @@ impl PostgresStore {
         &self,
         query: impl Fn() -> Query<'q, Postgres, PgArguments>,
     ) -> Result<Vec<PgRow>> {
-        let (rows, _) = self.ask(query).await.map_err(|error| classify(&error, Sent::No))?;
+        let (rows, _) = self.pool.ask(query).await.map_err(|error| classify(&error, Sent::No))?;
         Ok(rows)
     }
 
     /// Sends a write that commits by itself and changes nothing the second time; tells how many
     /// rows it changed.
     async fn write<'q>(&self, query: impl Fn() -> Query<'q, Postgres, PgArguments>) -> Result<u64> {
-        let asked = self.ask(query).await;
+        let asked = self.pool.ask(query).await;
         let (_, changed) = asked.map_err(|error| classify(&error, Sent::Perhaps))?;
         Ok(changed)
     }
 }
 
-/// The rows that a statement returns, and how many it changed.
-async fn answer(
-    query: Query<'_, Postgres, PgArguments>,
-    connection: &mut PgConnection,
-) -> sqlx::Result<(Vec<PgRow>, u64)> {
-    let mut answers = connection.fetch_many(query);
-    let (mut rows, mut changed) = (Vec::new(), 0);
-    while let Some(next) = answers.try_next().await? {
-        match next {
-            Either::Left(done) => changed += done.rows_affected(),
-            Either::Right(row) => rows.push(row),
-        }
-    }
-    Ok((rows, changed))
+/// Gives a write up that gets no reply; its connection ends with it.
+async fn within_deadline<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| {
+        Err(Error::Unknown(format!("no reply within {} s", DEADLINE.as_secs())))
+    })
 }
 
 /// For a pooler that does not track prepared statements: each transaction has one session. The
@@ -317,7 +273,7 @@ impl Store for PostgresStore {
     }
 
     fn take(&self, take: Take) -> BoxFuture<'_, Result<Taken>> {
-        Box::pin(async move { owner::take(&self.connect, &take).await })
+        Box::pin(async move { within_deadline(owner::take(&self.connect, &take)).await })
     }
 
     fn commit(&self, batch: Arc<Batch>) -> BoxFuture<'_, Result<Committed>> {
@@ -325,7 +281,7 @@ impl Store for PostgresStore {
     }
 
     fn resolve(&self, resolve: Resolve) -> BoxFuture<'_, Result<Resolved>> {
-        Box::pin(async move { owner::resolve(&self.connect, &resolve).await })
+        Box::pin(async move { within_deadline(owner::resolve(&self.connect, &resolve)).await })
     }
 
     fn renew(&self, renewals: Vec<Renewal>, lease_us: i64) -> BoxFuture<'_, Result<Renewed>> {
@@ -342,7 +298,7 @@ impl Store for PostgresStore {
                     .bind(lease_us)
             };
             // Asked again, it renews the same leases by the time of then.
-            let asked = self.ask(query).await;
+            let asked = self.renewals.ask(query).await;
             let (rows, _) = asked.map_err(|error| classify(&error, Sent::Perhaps))?;
             let mut renewed = Renewed { now: Timestamp::MIN, verdicts: Vec::new() };
             for row in &rows {
@@ -519,7 +475,7 @@ impl Store for PostgresStore {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
+        let all = async move {
             let lanes =
                 std::mem::take(&mut *self.lanes.lock().unwrap_or_else(PoisonError::into_inner));
             for lane in lanes.into_values() {
@@ -527,7 +483,12 @@ impl Store for PostgresStore {
                     let _ = connection.close().await;
                 }
             }
+            self.renewals.close().await;
             self.pool.close().await;
+        };
+        Box::pin(async move {
+            // What does not end in order by then ends with the process.
+            let _ = tokio::time::timeout(CLOSE_DEADLINE, all).await;
         })
     }
 }

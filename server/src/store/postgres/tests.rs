@@ -55,7 +55,7 @@ async fn all_other_statements_can_be_prepared() {
     let url = Cluster::shared().create_database();
     let allow = OpenOptions { unsafe_allow: true, ..OpenOptions::default() };
     let store = PostgresStore::open(&url, allow).await.unwrap();
-    let mut connection = store.pool.acquire().await.unwrap();
+    let mut connection = connect::connect(&store.connect).await.unwrap();
     for text in [
         include_str!("read_shards.sql"),
         include_str!("insert_shards.sql"),
