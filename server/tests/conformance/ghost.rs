@@ -3,31 +3,9 @@
 use std::sync::Arc;
 
 use onward_server::store::*;
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::Executor;
 
 use crate::world::*;
-
-async fn session(world: &World) -> PgConnection {
-    PgConnection::connect(world.url.as_deref().unwrap()).await.unwrap()
-}
-
-/// Waits until some session of the database waits for a lock.
-async fn until_blocked(session: &mut PgConnection) {
-    for _ in 0..2_000 {
-        let blocked: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM pg_stat_activity
-             WHERE datname = current_database() AND wait_event_type = 'Lock'",
-        )
-        .fetch_one(&mut *session)
-        .await
-        .unwrap();
-        if blocked > 0 {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-    panic!("no session waits for a lock");
-}
 
 on_every_way_to_postgres! {
     /// A second store is a second server: its commit has other connections than the first one's.

@@ -2,6 +2,7 @@
 
 use onward_server::store::*;
 use onward_test_postgres::{Cluster, Pgbouncer};
+use sqlx::Executor;
 
 use crate::world::*;
 
@@ -89,4 +90,27 @@ async fn what_was_committed_is_there_after_a_restart_on_postgres_too() {
         world.own().await;
         assert_eq!((world.epoch, world.commit_seq), (2, seq + 1));
     }
+}
+
+#[tokio::test]
+async fn of_two_first_starts_with_different_shards_the_first_decides() {
+    let world = World::postgres().await;
+    Cluster::shared().psql(world.url.as_deref().unwrap(), "TRUNCATE shard, batch");
+    let mut first = session(&world).await;
+    let mut watcher = session(&world).await;
+    first
+        .execute(
+            "BEGIN;
+             INSERT INTO shard SELECT n, n * 256, (n + 1) * 256, NULL, '', 0, NULL
+             FROM generate_series(0, 3) AS n",
+        )
+        .await
+        .unwrap();
+    let store = world.store.clone();
+    let second = tokio::spawn(async move { store.shards(8).await });
+    until_blocked(&mut watcher).await;
+    first.execute("COMMIT").await.unwrap();
+    let slots: Vec<_> =
+        second.await.unwrap().unwrap().rows.into_iter().map(|row| row.slots).collect();
+    assert_eq!(slots, [0..256, 256..512, 512..768, 768..1024]);
 }

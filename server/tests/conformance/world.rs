@@ -13,6 +13,7 @@ use onward_proto::{DEFAULT_NAMESPACE, RunId, Slot, Timestamp, v1::WorkflowStatus
 use onward_server::store::*;
 pub(crate) use onward_test_postgres::PoolMode;
 use onward_test_postgres::{Cluster, Pgbouncer};
+use sqlx::{Connection as _, PgConnection};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -123,6 +124,29 @@ pub(crate) async fn postgres_url() -> String {
     let create = format!("CREATE DATABASE {name} TEMPLATE {template}");
     Cluster::shared().psql("postgres", &create);
     Cluster::shared().url(&name)
+}
+
+/// A session of somebody else.
+pub(crate) async fn session(world: &World) -> PgConnection {
+    PgConnection::connect(world.url.as_deref().unwrap()).await.unwrap()
+}
+
+/// Waits until some session of the database waits for a lock.
+pub(crate) async fn until_blocked(session: &mut PgConnection) {
+    for _ in 0..2_000 {
+        let blocked: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        .fetch_one(&mut *session)
+        .await
+        .unwrap();
+        if blocked > 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("no session waits for a lock");
 }
 
 impl World {
