@@ -126,18 +126,9 @@ mod tests {
 
     use bytes::Bytes;
     use onward_proto::{DEFAULT_NAMESPACE, RunId, Slot, v1::WorkflowStatus};
-    use uuid::Uuid;
 
-    use super::*;
-    use crate::{
-        engine::Limits,
-        env::{Env, TokioBootClock},
-        shard::NodeOptions,
-        store::{
-            Batch, CallKind, CommitId, Committed, Fault, HistorySize, MemoryStore, NodeId, Plan,
-            RunRow, Store as _, Take, Taken, WakeAt,
-        },
-    };
+    use super::{super::fixture::Owner, *};
+    use crate::store::{CallKind, Fault, HistorySize, MemoryStore, Plan, RunRow, WakeAt};
 
     fn at(micros: i64) -> Timestamp {
         Timestamp::from_micros(micros)
@@ -161,44 +152,16 @@ mod tests {
         }
     }
 
-    /// A store with these runs.
-    async fn store_of(runs: Vec<RunRow>) -> MemoryStore {
-        let store = MemoryStore::new(|| at(1));
-        let node_id = NodeId(Uuid::from_u128(1));
-        let previous = CommitId(Uuid::from_u128(2));
-        let watched = store.shards(1).await.unwrap().rows.remove(0);
-        let (shard, address) = (watched.shard_id, String::new());
-        let take = Take { watched, node_id, address, commit_id: previous, lease_us: 1 };
-        let Taken::Owned { epoch, commit_seq, .. } = store.take(take).await.unwrap() else {
-            panic!("nobody else is there")
-        };
-        let batch = Batch {
-            shard_id: shard,
-            epoch,
-            commit_seq: commit_seq + 1,
-            commit_id: CommitId(Uuid::from_u128(3)),
-            previous,
-            renew_lease_us: None,
-            new_runs: runs,
-            run_updates: Vec::new(),
-            journal: Vec::new(),
-            pending: Vec::new(),
-        };
-        let committed = store.commit(Arc::new(batch)).await.unwrap();
-        assert!(matches!(committed, Committed::Committed { .. }));
-        store
+    /// A database with these runs, and a node on it.
+    async fn node_with(runs: Vec<RunRow>) -> (MemoryStore, Arc<Node>) {
+        let mut owner = Owner::new().await;
+        owner.commit(runs).await;
+        let node = owner.node();
+        (owner.store, node)
     }
 
-    /// The reader of a node with this store, and how to stop it.
-    fn reader(store: &MemoryStore) -> (mpsc::Sender<DueAsk>, watch::Sender<bool>) {
-        let node = Node::new(NodeOptions {
-            env: Env::seeded(Arc::new(TokioBootClock::start()), 1),
-            store: Arc::new(store.clone()),
-            limits: Limits::default(),
-            cache_bytes: 0,
-            waiting_bytes: 0,
-            shards: 1,
-        });
+    /// The reader of a node, and how to stop it.
+    fn reader(node: Arc<Node>) -> (mpsc::Sender<DueAsk>, watch::Sender<bool>) {
         let (asks, receiver) = mpsc::channel(8);
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(read_due_runs(node, receiver, stopped));
@@ -220,8 +183,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lanes_that_ask_together_are_answered_with_one_statement_each_with_its_own() {
         let runs = [(0, 10), (0, 30), (511, 20), (512, 15), (1023, 40)];
-        let store = store_of(runs.map(|(slot, wake_at)| sleeper(slot, wake_at)).to_vec()).await;
-        let (asks, _stop) = reader(&store);
+        let (store, node) =
+            node_with(runs.map(|(slot, wake_at)| sleeper(slot, wake_at)).to_vec()).await;
+        let (asks, _stop) = reader(node);
         let before = store.faults().calls();
         let answers = tokio::join!(ask(&asks, 512..1024, 1, 39), ask(&asks, 0..512, 11, 30));
         assert_eq!(answers, (vec![15], vec![30, 20]));
@@ -235,15 +199,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn more_runs_of_one_slot_than_one_statement_reads_are_all_found() {
         let many = i64::from(DUE_PER_SLOT) + 1;
-        let store = store_of((0..many).map(|n| sleeper(7, n)).collect()).await;
-        let (asks, _stop) = reader(&store);
+        let (_, node) = node_with((0..many).map(|n| sleeper(7, n)).collect()).await;
+        let (asks, _stop) = reader(node);
         assert_eq!(ask(&asks, 0..1024, 0, many).await, (0..many).collect::<Vec<_>>());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_database_that_is_away_is_asked_again_until_the_node_stops() {
-        let store = store_of(vec![sleeper(7, 10)]).await;
-        let (asks, stop) = reader(&store);
+        let (store, node) = node_with(vec![sleeper(7, 10)]).await;
+        let (asks, stop) = reader(node);
         for _ in 0..3 {
             store.faults().push(CallKind::Read, Fault::Refuse);
         }

@@ -1,6 +1,8 @@
 //! What a node does besides serving: small statements, seldom.
 
 mod due;
+#[cfg(test)]
+mod fixture;
 mod prune;
 mod renew;
 
