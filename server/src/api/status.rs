@@ -17,7 +17,7 @@ impl From<Refusal> for Status {
             Refusal::NotFound { .. } => Self::not_found(text),
             Refusal::Busy { .. } => Self::resource_exhausted(text),
             Refusal::Unavailable(_) => Self::unavailable(text),
-            Refusal::Parked { .. } => Self::data_loss(text),
+            Refusal::Parked { .. } | Refusal::Unreadable { .. } => Self::data_loss(text),
         }
     }
 }

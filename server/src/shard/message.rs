@@ -47,6 +47,14 @@ pub enum Refusal {
         /// Why.
         reason: String,
     },
+    /// Which run is the newest of a workflow id cannot be read.
+    #[error("the newest run of workflow {workflow_id} cannot be read: {reason}")]
+    Unreadable {
+        /// The caller's key.
+        workflow_id: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// The run that a request names.

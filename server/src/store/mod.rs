@@ -68,6 +68,16 @@ pub enum Error {
     Corrupt(String),
 }
 
+impl Error {
+    /// Whether asking again for the same gives the same: the data is at fault, not the way to it.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Corrupt(_) => true,
+            Self::Unavailable(_) | Self::Unknown(_) => false,
+        }
+    }
+}
+
 /// The result of a store call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -341,8 +351,8 @@ pub enum Verdict {
 pub struct NewestRun {
     /// The run.
     pub run_id: RunId,
-    /// Its status.
-    pub status: WorkflowStatus,
+    /// Its status; `None` if it is none that this build knows. A load of the run tells more.
+    pub status: Option<WorkflowStatus>,
     /// The encoded `RequestLog`.
     pub requests: Bytes,
 }

@@ -212,7 +212,7 @@ on_every_store! {
         assert_eq!(world.row(run.run_id).await, Some(expected));
         let newest = world.newest("order-1").await.unwrap();
         assert_eq!(newest.requests, Bytes::from_static(b"all"));
-        assert_eq!(newest.status, WorkflowStatus::Failed);
+        assert_eq!(newest.status, Some(WorkflowStatus::Failed));
     }
 
     async fn an_update_without_close_leaves_the_rest_of_the_row(world: World) {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use onward_proto::{DEFAULT_NAMESPACE, NamespaceId, RunId, v1::WorkflowStatus};
 use onward_server::store::*;
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
 use uuid::Uuid;
 
 use crate::world::*;
@@ -370,5 +371,40 @@ on_every_store! {
         world.start(&[new_run(1, 7, "a"), cold(2, 7, 5)]).await;
         assert_eq!(world.store.hot_runs(0..1024, None, 0).await.unwrap(), []);
         assert_eq!(world.store.due_runs(0..1024, at(0), at(9), 0).await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_run_whose_status_is_not_known_hides_no_other() {
+    for mut world in [World::sqlite().await, World::postgres().await] {
+        let runs: Vec<_> = (1..4).map(|n| new_run(n, 7, &format!("order-{n}"))).collect();
+        world.start(&runs).await;
+        world.store.close().await;
+        world.store = std::sync::Arc::new(MemoryStore::new(|| at(0)));
+        let url = world.url.clone().unwrap();
+        let newer = "UPDATE run SET status = 99 WHERE workflow_id = 'order-2'";
+        if url.starts_with("sqlite") {
+            let mut connection = SqliteConnection::connect(&url).await.unwrap();
+            connection.execute(newer).await.unwrap();
+            connection.close().await.unwrap();
+        } else {
+            session(&world).await.execute(newer).await.unwrap();
+        }
+        world.store = world.open_again().await;
+
+        let asked = runs.iter().map(|run| (DEFAULT_NAMESPACE, run.workflow_id.clone())).collect();
+        let found = world.store.find_newest_runs(asked).await.unwrap();
+        let found: Vec<_> = found.into_iter().map(|run| run.unwrap().status).collect();
+        let running = Some(WorkflowStatus::Running);
+        assert_eq!(found, [running, None, running]);
+
+        let asked = runs.iter().map(|run| run.run_id).collect();
+        let loaded = world.store.load_runs(asked, 1_000).await.unwrap();
+        assert!(matches!(loaded[0], Loaded::Run(_)), "{loaded:?}");
+        assert!(matches!(loaded[1], Loaded::Corrupt { .. }), "{loaded:?}");
+        assert!(matches!(loaded[2], Loaded::Run(_)), "{loaded:?}");
+
+        let listed = world.store.list_runs(list(None, 10)).await.unwrap();
+        assert_eq!(ids(&listed), [runs[2].run_id, runs[0].run_id]);
     }
 }

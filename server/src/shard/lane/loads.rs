@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     background::DueAsk,
-    engine::{Requests, Run, RunIdentity, Stored, Work},
+    engine::{Existing, Requests, Run, RunIdentity, Stored, Work},
     store::{DueRun, Loaded, LoadedRun, NewestRun, WakeAt},
 };
 use onward_proto::v1::WorkflowStatus;
@@ -62,6 +62,9 @@ impl Recovery {
     pub(super) const START: Self = Self::Next { after: None, not_before: Duration::ZERO };
 }
 
+/// The newest run of a workflow id, or why it cannot be read.
+pub(super) type Look = Result<Option<NewestRun>, String>;
+
 impl Lane {
     /// Lets a request wait for a look at its workflow id's newest run.
     pub(super) fn look(&mut self, key: IdKey, request: Request) {
@@ -78,36 +81,50 @@ impl Lane {
             return;
         }
         self.look_under_way = true;
-        let ids = std::mem::take(&mut self.look_next);
+        let mut ids = std::mem::take(&mut self.look_next);
         let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
         self.node.env.spawn(async move {
-            loop {
-                match node.store.find_newest_runs(ids.clone()).await {
-                    Ok(found) => {
-                        let found = ids.into_iter().zip(found).collect();
-                        drop(beside.send(Beside::Looked(found)).await);
-                        return;
+            let mut left = Vec::new();
+            while !beside.is_closed() {
+                let found: Vec<Look> = match node.store.find_newest_runs(ids.clone()).await {
+                    Ok(found) => found.into_iter().map(Ok).collect(),
+                    // One id fails the statement for all: fewer at once, until it is alone.
+                    Err(error) if error.is_lasting() && ids.len() > 1 => {
+                        left.splice(0..0, ids.split_off(ids.len() / 2));
+                        continue;
+                    }
+                    Err(error) if error.is_lasting() => {
+                        tracing::error!(%error, "the newest run of a workflow id cannot be read");
+                        vec![Err(error.to_string())]
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot look for workflow ids yet");
                         node.env.sleep(RETRY).await;
+                        continue;
                     }
-                }
-                if beside.is_closed() {
-                    return;
-                }
+                };
+                let found = ids.into_iter().zip(found).collect();
+                drop(beside.send(Beside::Looked(found, left)).await);
+                return;
             }
         });
     }
 
-    pub(super) fn on_looked(&mut self, found: Vec<(IdKey, Option<NewestRun>)>) {
+    pub(super) fn on_looked(&mut self, found: Vec<(IdKey, Look)>, left: Vec<IdKey>) {
         self.look_under_way = false;
-        for (key, newest) in found {
+        self.look_next.splice(0..0, left);
+        for (key, look) in found {
             let requests = self.looking.remove(&key).unwrap_or_default();
             self.waiting -= requests.len();
             for request in requests {
                 self.waiting_bytes -= request.bytes();
-                self.on_looked_at(&key, newest.as_ref(), request);
+                match &look {
+                    Ok(newest) => self.on_looked_at(&key, newest.as_ref(), request),
+                    Err(reason) => {
+                        let (workflow_id, reason) = (key.1.clone(), reason.clone());
+                        request.refuse(Refusal::Unreadable { workflow_id, reason });
+                    }
+                }
             }
         }
         self.start_look();
@@ -119,16 +136,19 @@ impl Lane {
         if let Some(run_id) = self.ids.get(key) {
             return self.with_run(*run_id, request);
         }
-        match (request, newest) {
-            (Request::Start { start, answer, outcome }, None) => {
-                self.start_after_look(None, &start, answer, outcome);
+        let closed = newest
+            .and_then(|newest| newest.status)
+            .filter(|status| *status != WorkflowStatus::Running);
+        match (request, newest, closed) {
+            (Request::Start { start, answer, outcome }, None, _) => {
+                self.start_after_look(Existing::None, &start, answer, outcome);
             }
-            (Request::Start { start, answer, outcome }, Some(newest))
-                if newest.status != WorkflowStatus::Running =>
-            {
+            (Request::Start { start, answer, outcome }, Some(newest), Some(status)) => {
                 match Requests::decode(&newest.requests, newest.run_id) {
                     Ok(requests) => {
-                        self.start_after_look(Some((newest, &requests)), &start, answer, outcome);
+                        let closed =
+                            Existing::Closed { run_id: newest.run_id, status, requests: &requests };
+                        self.start_after_look(closed, &start, answer, outcome);
                     }
                     Err(error) => drop(answer.send(Err(Refusal::Parked {
                         run_id: newest.run_id,
@@ -136,15 +156,15 @@ impl Lane {
                     }))),
                 }
             }
-            (mut request, Some(newest)) => {
+            (mut request, Some(newest), closed) => {
                 // The newest run has closed, and that is the answer, whatever starts meanwhile.
                 // Of an open one the load tells whether it still stands for its id.
-                if newest.status != WorkflowStatus::Running {
+                if closed.is_some() {
                     request.name_run(newest.run_id);
                 }
                 self.with_run(newest.run_id, request);
             }
-            (request, None) => request.refuse_not_found(),
+            (request, None, _) => request.refuse_not_found(),
         }
     }
 
@@ -203,21 +223,27 @@ impl Lane {
             let run_ids: Vec<RunId> = self.load_next.drain(..count).collect();
             let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
             self.node.env.spawn(async move {
-                loop {
-                    match node.store.load_runs(run_ids.clone(), BYTES_PER_LOAD).await {
-                        Ok(loaded) => {
-                            drop(beside.send(Beside::Loaded(run_ids, loaded)).await);
-                            return;
+                let mut count = run_ids.len();
+                while !beside.is_closed() {
+                    let asked = run_ids[..count].to_vec();
+                    let loaded = match node.store.load_runs(asked, BYTES_PER_LOAD).await {
+                        Ok(loaded) => loaded,
+                        // One run fails the statement for all: fewer at once, until it is alone.
+                        Err(error) if error.is_lasting() && count > 1 => {
+                            count /= 2;
+                            continue;
+                        }
+                        Err(error) if error.is_lasting() => {
+                            vec![Loaded::Corrupt { row: None, reason: error.to_string() }]
                         }
                         Err(error) => {
-                            let runs = run_ids.len();
-                            tracing::warn!(runs, %error, "cannot load runs yet");
+                            tracing::warn!(runs = count, %error, "cannot load runs yet");
                             node.env.sleep(RETRY).await;
+                            continue;
                         }
-                    }
-                    if beside.is_closed() {
-                        return;
-                    }
+                    };
+                    drop(beside.send(Beside::Loaded(run_ids, loaded)).await);
+                    return;
                 }
             });
         }

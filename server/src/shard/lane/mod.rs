@@ -51,7 +51,7 @@ use crate::{
     background::DueAsk,
     dispatch::Match,
     engine::{Decision, Effect, Incarnation, Known, SessionId, TaskId, Token},
-    store::{CommitId, Error as StoreError, Loaded, NewestRun, Resolved, ShardId},
+    store::{CommitId, Error as StoreError, Loaded, Resolved, ShardId},
 };
 
 /// What a load of a lane starts from.
@@ -88,8 +88,9 @@ pub(super) enum Beside {
     Committed(Result<crate::store::Committed, StoreError>, Duration),
     /// The batch whose outcome was unknown has one.
     Resolved(Resolved, Duration, CommitId),
-    /// The newest runs of some workflow ids.
-    Looked(Vec<(IdKey, Option<NewestRun>)>),
+    /// The newest runs of some workflow ids, or why one cannot be read; and ids that were not
+    /// looked at because of that one.
+    Looked(Vec<(IdKey, loads::Look)>, Vec<IdKey>),
     /// Runs as the store has them: of the first ones, as far as the answers go.
     Loaded(Vec<RunId>, Vec<Loaded>),
     /// The durable rows of a run's journal, for a task that needs its whole history.
@@ -356,7 +357,7 @@ impl Lane {
         match news {
             Beside::Committed(result, sent) => return self.on_committed(result, sent),
             Beside::Resolved(resolved, sent, id) => return self.on_resolved(resolved, sent, id),
-            Beside::Looked(found) => self.on_looked(found),
+            Beside::Looked(found, left) => self.on_looked(found, left),
             Beside::Loaded(run_ids, loaded) => self.on_loaded(run_ids, loaded),
             Beside::Journal(read) => return self.on_journal(read),
             Beside::Hot(run_ids, last) => self.on_hot(run_ids, last),

@@ -15,12 +15,9 @@ use super::{
     runs::Entry,
     waiting::Follower,
 };
-use crate::{
-    engine::{
-        Answer, Decision, Draw, Existing, Input, Rejection, Requests, Run, Start, StartVerdict,
-        TaskId, decide_start,
-    },
-    store::NewestRun,
+use crate::engine::{
+    Answer, Decision, Draw, Existing, Input, Rejection, Requests, Run, Start, StartVerdict, TaskId,
+    decide_start,
 };
 use bytes::Bytes;
 use onward_proto::{RequestId, RunId, Slot, v1::WorkflowOutcome};
@@ -354,18 +351,16 @@ impl Lane {
     /// A start whose workflow id has no run in memory, and no open one anywhere.
     pub(super) fn start_after_look(
         &mut self,
-        newest: Option<(&NewestRun, &Requests)>,
+        existing: Existing<'_>,
         start: &Start,
         answer: Reply<Answer>,
         outcome: Option<Reply<WorkflowOutcome>>,
     ) {
         let now = self.now();
-        let before = newest.map(|(newest, _)| newest.run_id);
-        let existing = newest.map_or(Existing::None, |(newest, requests)| Existing::Closed {
-            run_id: newest.run_id,
-            status: newest.status,
-            requests,
-        });
+        let before = match existing {
+            Existing::Closed { run_id, .. } => Some(run_id),
+            Existing::None | Existing::Open(_) => None,
+        };
         match decide_start(now, start, existing, &self.node.limits) {
             Ok(StartVerdict::Start { inherited }) => {
                 self.start(now, start, before, inherited, answer, outcome);

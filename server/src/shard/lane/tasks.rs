@@ -1,6 +1,6 @@
 //! Giving work away: offers, hand-outs, and the history that a task needs.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use onward_proto::{
     RunId,
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     dispatch::{Kind, Match, Offer, OfferKind, Rank, Session},
     engine::{Effect, HandOut, Incarnation, Input, SessionId, TaskId, Token, history::HistoryFold},
-    store::JournalPage,
+    store::{self, JournalPage},
 };
 
 /// Bytes of history that a task carries; the worker reads the rest by itself.
@@ -24,13 +24,13 @@ const TASK_HISTORY_BYTES: u32 = 256 << 10;
 /// begins anew, from a history that it reads in pages: a message has a largest size.
 const MAX_EVENT_BYTES: usize = 1 << 20;
 
-/// The durable journal of a run, read for a task.
+/// What came of reading the durable journal of a run for a task.
 #[derive(Debug)]
 pub(in crate::shard) struct JournalRead {
     run_id: RunId,
     task_id: TaskId,
     session: SessionId,
-    page: JournalPage,
+    page: store::Result<JournalPage>,
 }
 
 impl Lane {
@@ -192,7 +192,7 @@ impl Lane {
             if let Some(Ok(next_position)) = whole {
                 self.send_task(run_id, session, task_id, task, next_position);
             } else {
-                self.read_journal(run_id, task_id, session.id());
+                self.read_journal(run_id, task_id, session.id(), Duration::ZERO);
             }
         }
         self.settle(run_id);
@@ -225,25 +225,16 @@ impl Lane {
     }
 
     /// Reads what is durable of a run's journal, beside the lane.
-    fn read_journal(&self, run_id: RunId, task_id: TaskId, session: SessionId) {
+    fn read_journal(&self, run_id: RunId, task_id: TaskId, session: SessionId, wait: Duration) {
         let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
         self.node.env.spawn(async move {
-            loop {
-                match node.store.read_journal(run_id, 0, TASK_HISTORY_BYTES).await {
-                    Ok(page) => {
-                        let read = JournalRead { run_id, task_id, session, page };
-                        drop(beside.send(Beside::Journal(read)).await);
-                        return;
-                    }
-                    Err(error) => {
-                        tracing::warn!(%run_id, %error, "cannot read a journal yet");
-                        node.env.sleep(super::loads::RETRY).await;
-                    }
-                }
-                if beside.is_closed() {
-                    return;
-                }
+            if !wait.is_zero() {
+                node.env.sleep(wait).await;
             }
+            let page = node.store.read_journal(run_id, 0, TASK_HISTORY_BYTES).await;
+            drop(
+                beside.send(Beside::Journal(JournalRead { run_id, task_id, session, page })).await,
+            );
         });
     }
 
@@ -252,11 +243,22 @@ impl Lane {
         let JournalRead { run_id, task_id, session, page } = read;
         let entry = self.runs.get(&run_id)?;
         let open = entry.run.open_task().filter(|open| open.task_id == task_id)?;
+        let page = match page {
+            Ok(page) => page,
+            Err(error) if error.is_lasting() => {
+                return Some(self.park_and_reload(run_id, error.to_string()));
+            }
+            Err(error) => {
+                tracing::warn!(%run_id, %error, "cannot read a journal yet");
+                self.read_journal(run_id, task_id, session, super::loads::RETRY);
+                return None;
+            }
+        };
         let session = self.session(session)?;
         let read_rows = page.rows.last().map_or(0, |(seq, _)| seq + 1);
         if !page.more && read_rows < entry.durable_rows {
             // Rows became durable after the read was made.
-            self.read_journal(run_id, task_id, session.id());
+            self.read_journal(run_id, task_id, session.id(), Duration::ZERO);
             return None;
         }
         let mut task = HandOut {
@@ -309,7 +311,7 @@ impl Lane {
         let open = entry.run.open_task();
         if open.is_some_and(|open| open.task_id == task_id && open.session == session.id()) {
             entry.cached_on = None;
-            self.read_journal(run_id, task_id, session.id());
+            self.read_journal(run_id, task_id, session.id(), Duration::ZERO);
         }
     }
 

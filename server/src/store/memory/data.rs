@@ -89,6 +89,8 @@ pub(super) struct Data {
     history: VecDeque<(Timestamp, Vec<Undo>)>,
     thefts: u128,
     pub(super) read_only: bool,
+    /// Runs in damaged pages: a statement that reads one of them fails as a whole.
+    pub(super) damaged: BTreeSet<RunId>,
 }
 
 fn put<K: Ord + Copy, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> Option<V> {
@@ -405,7 +407,17 @@ impl Data {
         old.len() as u64
     }
 
-    pub(super) fn find_newest_runs(&self, ids: &[(NamespaceId, String)]) -> Vec<Option<NewestRun>> {
+    fn check_page(&self, run_id: RunId) -> Result<()> {
+        if self.damaged.contains(&run_id) {
+            return Err(Error::Corrupt(format!("the page of run {run_id} is damaged")));
+        }
+        Ok(())
+    }
+
+    pub(super) fn find_newest_runs(
+        &self,
+        ids: &[(NamespaceId, String)],
+    ) -> Result<Vec<Option<NewestRun>>> {
         let find = |(namespace_id, workflow_id): &(NamespaceId, String)| {
             let key = (*namespace_id, workflow_id.clone());
             let closed = || {
@@ -413,9 +425,15 @@ impl Data {
                 let last = (key.0, key.1.clone(), RunId::from_uuid(Uuid::max()));
                 self.closed.range(first..=last).next_back().map(|(_, _, run_id)| *run_id)
             };
-            let run_id = self.open.get(&key).copied().or_else(closed)?;
-            let row = self.runs.get(&run_id)?;
-            Some(NewestRun { run_id, status: row.status, requests: row.requests.clone() })
+            let Some(run_id) = self.open.get(&key).copied().or_else(closed) else {
+                return Ok(None);
+            };
+            self.check_page(run_id)?;
+            Ok(self.runs.get(&run_id).map(|row| NewestRun {
+                run_id,
+                status: Some(row.status),
+                requests: row.requests.clone(),
+            }))
         };
         ids.iter().map(find).collect()
     }
@@ -424,13 +442,14 @@ impl Data {
         self.runs.get(&run_id).map(|row| RunRow::clone(row))
     }
 
-    pub(super) fn load_runs(&self, run_ids: &[RunId], most_bytes: u32) -> Vec<Loaded> {
+    pub(super) fn load_runs(&self, run_ids: &[RunId], most_bytes: u32) -> Result<Vec<Loaded>> {
         let mut loaded = Vec::new();
         let mut bytes = 0;
         for run_id in run_ids {
             if !loaded.is_empty() && bytes >= most_bytes as usize {
                 break;
             }
+            self.check_page(*run_id)?;
             let rows = (*run_id, 0)..=(*run_id, u32::MAX);
             let journal = self.journal.range(rows.clone());
             let journal = journal.map(|((_, seq), records)| (*seq, records.clone()));
@@ -439,15 +458,19 @@ impl Data {
             let pending = pending.map(|((_, number), data)| (*number, data.clone())).collect();
             loaded.push(row::loaded_run(self.read_run(*run_id), journal, pending));
         }
-        loaded
+        Ok(loaded)
     }
 
-    pub(super) fn read_journal(&self, run_id: RunId, from_seq: u32, max_bytes: u32) -> JournalPage {
+    pub(super) fn read_journal(
+        &self,
+        run_id: RunId,
+        from_seq: u32,
+        max_bytes: u32,
+    ) -> Result<JournalPage> {
+        self.check_page(run_id)?;
         let rows = self.journal.range((run_id, from_seq)..=(run_id, u32::MAX));
-        super::super::journal_page(
-            rows.map(|((_, seq), records)| (*seq, records.clone())),
-            max_bytes,
-        )
+        let rows = rows.map(|((_, seq), records)| (*seq, records.clone()));
+        Ok(super::super::journal_page(rows, max_bytes))
     }
 
     pub(super) fn hot_runs(&self, slots: std::ops::Range<u16>, after: Option<RunId>) -> Vec<RunId> {

@@ -110,6 +110,11 @@ impl MemoryStore {
         self.tables().data.steal(shard_id, now);
     }
 
+    /// A page of the run is damaged: every statement that has to read it fails as a whole.
+    pub fn damage(&self, run_id: RunId) {
+        self.tables().data.damaged.insert(run_id);
+    }
+
     /// While it is read-only, the database refuses every write as unavailable.
     pub fn set_read_only(&self, read_only: bool) {
         self.tables().data.read_only = read_only;
@@ -257,7 +262,7 @@ impl Store for MemoryStore {
         &self,
         ids: Vec<(NamespaceId, String)>,
     ) -> BoxFuture<'_, Result<Vec<Option<NewestRun>>>> {
-        Box::pin(self.read(move |data| data.find_newest_runs(&ids)))
+        Box::pin(async move { self.read(move |data| data.find_newest_runs(&ids)).await? })
     }
 
     fn load_runs(
@@ -265,7 +270,7 @@ impl Store for MemoryStore {
         run_ids: Vec<RunId>,
         most_bytes: u32,
     ) -> BoxFuture<'_, Result<Vec<Loaded>>> {
-        Box::pin(self.read(move |data| data.load_runs(&run_ids, most_bytes)))
+        Box::pin(async move { self.read(move |data| data.load_runs(&run_ids, most_bytes)).await? })
     }
 
     fn read_run(&self, run_id: RunId) -> BoxFuture<'_, Result<Option<RunRow>>> {
@@ -278,7 +283,9 @@ impl Store for MemoryStore {
         from_seq: u32,
         max_bytes: u32,
     ) -> BoxFuture<'_, Result<JournalPage>> {
-        Box::pin(self.read(move |data| data.read_journal(run_id, from_seq, max_bytes)))
+        Box::pin(async move {
+            self.read(move |data| data.read_journal(run_id, from_seq, max_bytes)).await?
+        })
     }
 
     fn hot_runs(
