@@ -56,7 +56,11 @@ impl ClientApi {
                 self.ask(&target, |target, answer| Request::Locate { target, beyond, answer });
             // Dropped half-way it only stops waiting: the lane finds its reply closed.
             let Ok(located) = tokio::time::timeout_at(deadline, locate).await else {
-                return Ok(empty_page(token, target.run_id));
+                // Only who has read to the end knows that there is nothing more yet.
+                return match beyond {
+                    Some(_) => Ok(empty_page(token, target.run_id)),
+                    None => Err(Status::unavailable("where the history ends cannot be told yet")),
+                };
             };
             let located = located?;
             target.run_id = Some(located.run_id);

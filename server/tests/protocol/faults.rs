@@ -270,3 +270,31 @@ async fn what_waits_for_a_database_that_is_away_is_bounded_by_its_bytes() {
     }
     assert_eq!(stored_runs(&stage).await, STARTS - refused);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_history_that_cannot_be_located_is_not_an_empty_one() {
+    let stage = Stage::with_memory(database(), 0);
+    let mut client = stage.client().await;
+    client.start_workflow(start("one")).await.unwrap();
+    let whole = v1::GetWorkflowHistoryRequest {
+        workflow_id: "one".to_owned(),
+        ..v1::GetWorkflowHistoryRequest::default()
+    };
+    let page = client.get_workflow_history(whole.clone()).await.unwrap().into_inner();
+    assert!(page.at_end && kinds(&page.events) == ["started"], "{page:?}");
+    // One who follows from the end gets an empty page, and asks again from the same place.
+    let follow = v1::GetWorkflowHistoryRequest {
+        page_token: page.next_page_token.clone(),
+        follow: true,
+        ..whole.clone()
+    };
+    let empty = client.get_workflow_history(follow.clone()).await.unwrap().into_inner();
+    assert!(empty.at_end && empty.events.is_empty(), "{empty:?}");
+    assert_eq!(empty.next_page_token, page.next_page_token);
+
+    stage.store.faults().set_planner(|_| Plan::fault(Fault::Refuse));
+    for request in [whole, follow] {
+        let unknown = client.get_workflow_history(request).await.unwrap_err();
+        assert_eq!(unknown.code(), Code::Unavailable, "{unknown}");
+    }
+}
