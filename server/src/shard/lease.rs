@@ -6,7 +6,31 @@ use std::{
 };
 
 use super::lane::Owned;
-use crate::store::{Renewal, ShardId};
+use crate::store::{self, Renewal, ShardId};
+
+/// When a write that may be asked for again, and renews the lease, was sent.
+///
+/// Of attempts whose replies were lost the first one may have done it, and the last one only says
+/// so: the lease counts from the first, and the clock in the reply from the last.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Attempts {
+    lost: Option<Duration>,
+}
+
+impl Attempts {
+    /// The attempt that was sent at `sent` has failed.
+    pub(crate) fn failed(&mut self, sent: Duration, error: &store::Error) {
+        // One that was certainly not applied renewed nothing.
+        if !matches!(error, store::Error::Unavailable(_)) {
+            self.lost.get_or_insert(sent);
+        }
+    }
+
+    /// Since when the lease counts, now that the attempt that was sent at `sent` has succeeded.
+    pub(crate) fn first(self, sent: Duration) -> Duration {
+        self.lost.unwrap_or(sent)
+    }
+}
 
 /// What a lane and the node's common renewal both know about the lane's lease.
 #[derive(Debug)]

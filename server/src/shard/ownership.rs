@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     lane::{LEASE, Lane, LaneEnd, Owned},
-    lease::Lease,
+    lease::{Attempts, Lease},
     mailbox::Mailbox,
     message::Mail,
     node::{LaneAddress, Node},
@@ -156,16 +156,19 @@ impl Shard {
             commit_id: CommitId(self.node.env.random_uuid()),
             lease_us: LEASE.as_micros() as i64,
         };
+        let mut attempts = Attempts::default();
         loop {
             let sent = self.node.env.boot();
             match self.node.store.take(take.clone()).await {
                 Ok(Taken::Owned { epoch, commit_seq, now }) => {
                     self.node.sync_clock(now, sent);
-                    return Some((Owned { epoch, commit_seq, commit_id: take.commit_id }, sent));
+                    let owned = Owned { epoch, commit_seq, commit_id: take.commit_id };
+                    return Some((owned, attempts.first(sent)));
                 }
                 Ok(Taken::Changed) => return None,
                 // Asking again with the same commit id is safe.
                 Err(error) => {
+                    attempts.failed(sent, &error);
                     tracing::warn!(shard = %self.row.shard_id, %error, "cannot take the shard yet");
                     if *self.stop.borrow() {
                         return None;

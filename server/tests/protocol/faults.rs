@@ -298,3 +298,26 @@ async fn a_history_that_cannot_be_located_is_not_an_empty_one() {
         assert_eq!(unknown.code(), Code::Unavailable, "{unknown}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_counts_from_the_first_attempt_whose_reply_was_lost() {
+    let owner = Stage::begin();
+    let mut client = owner.client().await;
+    let thief = Stage::with_memory(owner.store.connect(), 1 << 20);
+    sleep(10 * SECOND).await;
+    let faults = owner.store.faults();
+    faults.push(CallKind::Commit, Fault::LoseReply);
+    faults.push(CallKind::Resolve, Fault::LoseReply);
+    // So it is told only 2 s later that the first attempt was its success.
+    for _ in 0..20 {
+        faults.push(CallKind::Resolve, Fault::Refuse);
+    }
+    let begun = Instant::now();
+    client.start_workflow(start("one")).await.unwrap();
+    assert!(begun.elapsed() >= 2 * SECOND, "{:?}", begun.elapsed());
+    owner.cut_off();
+    drop(thief.client().await);
+    assert!(begun.elapsed() < 5 * SECOND, "the thief waits for one lease: {:?}", begun.elapsed());
+    let told = timeout(10 * SECOND, client.describe_workflow(describe("one"))).await;
+    assert!(!matches!(told, Ok(Ok(_))), "two owners answer: {told:?}");
+}

@@ -11,6 +11,7 @@ use onward_proto::{
 use super::{
     super::{
         batch::{Deferred, Staged, seal_row},
+        lease::Attempts,
         message::{Located, Refusal},
     },
     Beside, Lane, LaneEnd, Owned,
@@ -34,6 +35,15 @@ pub(super) struct Committing {
     pub(super) batch: Arc<Batch>,
     /// Its runs, and what waits for each.
     pub(super) runs: BTreeMap<RunId, Vec<Deferred>>,
+}
+
+/// When a write was sent, by the node's own clock.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::shard) struct Sent {
+    /// The attempt that was answered: what the answer's time is held against.
+    pub(super) last: Duration,
+    /// The first attempt that may have been carried out: since when the lease counts.
+    pub(super) first: Duration,
 }
 
 impl Committing {
@@ -165,7 +175,7 @@ impl Lane {
         match result {
             Ok(Committed::Committed { now }) => {
                 let epoch = self.owned.epoch;
-                self.on_durable(now, sent, epoch, None);
+                self.on_durable(now, Sent { last: sent, first: sent }, epoch, None);
                 None
             }
             Ok(Committed::Fenced) => Some(LaneEnd::Fenced),
@@ -217,16 +227,19 @@ impl Lane {
         };
         let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
         self.node.env.spawn(async move {
+            let mut attempts = Attempts::default();
             loop {
-                let sent = node.env.boot();
+                let last = node.env.boot();
                 match node.store.resolve(resolve.clone()).await {
                     Ok(resolved) => {
+                        let sent = Sent { last, first: attempts.first(last) };
                         let news = Beside::Resolved(resolved, sent, resolve.resolve_id);
                         drop(beside.send(news).await);
                         return;
                     }
                     // Asking again with the same resolve id is safe, whatever came of this one.
                     Err(error) => {
+                        attempts.failed(last, &error);
                         tracing::warn!(shard = %resolve.shard_id, %error, "cannot resolve a batch yet");
                         node.env.sleep(RETRY).await;
                     }
@@ -241,7 +254,7 @@ impl Lane {
     pub(super) fn on_resolved(
         &mut self,
         resolved: Resolved,
-        sent: Duration,
+        sent: Sent,
         resolve_id: CommitId,
     ) -> Option<LaneEnd> {
         match resolved {
@@ -252,14 +265,14 @@ impl Lane {
             }
             Resolved::Owned { epoch, commit_seq, landed: false, now: _ } => {
                 let owned = Owned { epoch, commit_seq, commit_id: resolve_id };
-                Some(LaneEnd::Reload { owned, renewed: sent })
+                Some(LaneEnd::Reload { owned, renewed: sent.first })
             }
             Resolved::Fenced => Some(LaneEnd::Fenced),
         }
     }
 
     /// The batch is in: what waited for it may go.
-    fn on_durable(&mut self, now: Timestamp, sent: Duration, epoch: u64, newest: Option<Owned>) {
+    fn on_durable(&mut self, now: Timestamp, sent: Sent, epoch: u64, newest: Option<Owned>) {
         let committing = self.committing.take().expect("only a batch under way becomes durable");
         let batch = &committing.batch;
         self.owned = newest.unwrap_or(Owned {
@@ -267,9 +280,9 @@ impl Lane {
             commit_seq: batch.commit_seq,
             commit_id: batch.commit_id,
         });
-        let renewed = (newest.is_some() || batch.renew_lease_us.is_some()).then_some(sent);
+        let renewed = (newest.is_some() || batch.renew_lease_us.is_some()).then_some(sent.first);
         self.lease.committed(self.owned, renewed);
-        self.node.sync_clock(now, sent);
+        self.node.sync_clock(now, sent.last);
         self.node.metrics.batch(batch.journal.len());
         for row in &batch.journal {
             if let Some(entry) = self.runs.get_mut(&row.run_id) {

@@ -87,7 +87,7 @@ pub(super) enum Beside {
     /// The batch that was committing has an answer.
     Committed(Result<crate::store::Committed, StoreError>, Duration),
     /// The batch whose outcome was unknown has one.
-    Resolved(Resolved, Duration, CommitId),
+    Resolved(Resolved, commits::Sent, CommitId),
     /// The newest runs of some workflow ids, or why one cannot be read; and ids that were not
     /// looked at because of that one.
     Looked(Vec<(IdKey, loads::Look)>, Vec<IdKey>),
