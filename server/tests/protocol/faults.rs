@@ -321,3 +321,50 @@ async fn a_lease_counts_from_the_first_attempt_whose_reply_was_lost() {
     let told = timeout(10 * SECOND, client.describe_workflow(describe("one"))).await;
     assert!(!matches!(told, Ok(Ok(_))), "two owners answer: {told:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_waited_for_the_lease_goes_before_what_came_later() {
+    let stage = Stage::begin();
+    let mut client = stage.client().await;
+    let mut worker = stage.worker().await;
+    let mut tasks = Vec::new();
+    for id in ["one", "two"] {
+        client.start_workflow(start(id)).await.unwrap();
+        tasks.push(worker.task().await);
+    }
+    // When this batch is durable at last the lease has run out.
+    stage.store.faults().script(CallKind::Commit, slow(4 * SECOND));
+    worker.complete(&tasks[0], vec![start_timer(1, 3_600 * SECOND)]).await;
+    sleep(SECOND).await;
+    worker.complete(&tasks[1], vec![start_timer(1, 3_600 * SECOND)]).await;
+    let mut acked = Vec::new();
+    while acked.len() < 2 {
+        if let v1::server_item::Kind::Ack(ack) = worker.next().await {
+            acked.extend(ack.tasks);
+        }
+    }
+    let sent: Vec<_> = tasks.iter().map(|task| task.task_id.unwrap()).collect();
+    assert_eq!(acked, sent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_does_not_leave_memory_before_its_answers_do() {
+    // Runs leave memory as soon as they can.
+    let stage = Stage::with_memory(database(), 0);
+    let mut client = stage.client().await;
+    let mut worker = stage.worker().await;
+    client.start_workflow(start("one")).await.unwrap();
+    let task = worker.task().await;
+    let waits = tokio::spawn({
+        let mut client = client.clone();
+        let workflow_id = "one".to_owned();
+        let request = v1::WaitWorkflowResultRequest { workflow_id, ..Default::default() };
+        async move { client.wait_workflow_result(request).await }
+    });
+    sleep(SECOND / 10).await;
+    // When the close is durable at last the lease has run out.
+    stage.store.faults().script(CallKind::Commit, slow(4 * SECOND));
+    worker.complete(&task, vec![complete_workflow("bye")]).await;
+    let told = timeout(10 * SECOND, waits).await.unwrap().unwrap().unwrap().into_inner();
+    assert_eq!(told.outcome.unwrap().status(), WorkflowStatus::Completed);
+}

@@ -293,17 +293,18 @@ impl Lane {
             self.settle(*run_id);
             self.tell_followers(*run_id);
         }
+        self.release_withheld();
         for deferred in committing.runs.into_values().flatten() {
             self.release(deferred);
         }
-        if renewed.is_some() {
-            self.release_withheld();
-        }
     }
 
+    /// Lets go what has waited for the lease, if it stands again.
     pub(super) fn release_withheld(&mut self) {
-        for deferred in std::mem::take(&mut self.withheld) {
-            self.release(deferred);
+        while self.is_serving()
+            && let Some(deferred) = self.withheld.pop_front()
+        {
+            self.let_go(deferred);
         }
     }
 
@@ -312,12 +313,17 @@ impl Lane {
         self.lease.age(self.node.env.boot()) < LEASE
     }
 
-    /// Lets something go that all durable state allows.
+    /// Lets something go that all durable state allows, once the lease allows it too and all that
+    /// waits for the lease has gone before.
     pub(super) fn release(&mut self, deferred: Deferred) {
-        if !self.is_serving() {
-            self.withheld.push(deferred);
-            return;
+        if self.is_serving() && self.withheld.is_empty() {
+            self.let_go(deferred);
+        } else {
+            self.withheld.push_back(deferred);
         }
+    }
+
+    fn let_go(&mut self, deferred: Deferred) {
         // A receiver that is gone has stopped waiting; the change stands all the same.
         match deferred {
             Deferred::Answer(reply, result) => drop(reply.send(result)),

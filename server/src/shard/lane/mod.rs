@@ -140,8 +140,8 @@ pub(crate) struct Lane {
 
     open: OpenBatch,
     committing: Option<Committing>,
-    /// Effects that wait for the lease to be renewed.
-    withheld: Vec<Deferred>,
+    /// Effects that wait for the lease to be renewed, in order.
+    withheld: VecDeque<Deferred>,
     /// So many batches have one run each, to find the one that the database refuses.
     careful: u32,
 
@@ -218,7 +218,7 @@ impl Lane {
             followers: Waiting::default(),
             open: OpenBatch::default(),
             committing: None,
-            withheld: Vec::new(),
+            withheld: VecDeque::new(),
             careful: if careful { commits::CAREFUL_BATCHES } else { 0 },
             looking: BTreeMap::new(),
             look_next: Vec::new(),
@@ -287,8 +287,10 @@ impl Lane {
         }
     }
 
-    /// What each turn of the loop begins with: due deadlines, matches, the next commit.
+    /// What each turn of the loop begins with: what the lease held up, due deadlines, matches, the
+    /// next commit.
     fn turn(&mut self) -> Option<LaneEnd> {
+        self.release_withheld();
         if !self.draining {
             self.recover();
             self.read_ahead();
@@ -346,7 +348,8 @@ impl Lane {
             Mail::Worker(_) if self.draining => {}
             Mail::Worker(from) => self.on_worker(from),
             Mail::Matched(found) => self.matched.push_back(found),
-            Mail::Lease(LeaseNews::Renewed) => self.release_withheld(),
+            // The next turn lets go what has waited for it.
+            Mail::Lease(LeaseNews::Renewed) => {}
             Mail::Lease(LeaseNews::Lost) => return Some(LaneEnd::Fenced),
             Mail::Drain => self.draining = true,
         }

@@ -278,6 +278,10 @@ impl Lane {
     /// Lets runs go until the budgets hold: of the idle ones the least recently used, of those that
     /// wait for workers the last, because workers take the first.
     pub(super) fn shrink_cache(&mut self) {
+        // What is held back looks at its run again, and offers are nowhere but there.
+        if !self.withheld.is_empty() {
+            return;
+        }
         while let Some(run_id) = self.idle.pop_oldest() {
             let Some(entry) = self.forget(run_id) else { continue };
             // A deadline inside the horizon stays: nobody will read it again before it is due.
@@ -287,8 +291,7 @@ impl Lane {
                 self.deadlines.remove(&(deadline, run_id));
             }
         }
-        // While offers are held back they are nowhere but here.
-        if self.draining || !self.withheld.is_empty() {
+        if self.draining {
             return;
         }
         while let Some(run_id) = self.waiting_runs.pop_newest() {

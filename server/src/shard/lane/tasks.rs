@@ -158,7 +158,7 @@ impl Lane {
 
     fn hand_out(&mut self, run_id: RunId, session: &Arc<Session>) {
         if !self.is_serving() {
-            self.withheld.push(super::Deferred::OfferTask(run_id));
+            self.withheld.push_back(super::Deferred::OfferTask(run_id));
             return self.give_back(session, Kind::Workflow);
         }
         if self.session(session.id()).is_none() {
@@ -331,7 +331,7 @@ impl Lane {
 
     pub(super) fn start_attempt(&mut self, run_id: RunId, number: u32, session: &Arc<Session>) {
         if !self.is_serving() {
-            self.withheld.push(super::Deferred::OfferActivity(run_id, number));
+            self.withheld.push_back(super::Deferred::OfferActivity(run_id, number));
             return self.give_back(session, Kind::Activity);
         }
         if self.session(session.id()).is_none() {
