@@ -173,16 +173,25 @@ impl Dispatch {
         self.lock().queues.get(&key).map_or(0, Queue::sessions)
     }
 
-    /// Forgets all offers of a lane that has died, and what its sessions held of it.
-    pub fn drop_lane(&self, shard: ShardId) {
+    /// Forgets all offers of a lane that has died, and what its sessions held of it. Gives what they
+    /// do next with the credits that come back.
+    #[must_use]
+    pub fn drop_lane(&self, shard: ShardId) -> Vec<Match> {
         let mut inner = self.lock();
         for queue in inner.queues.values_mut() {
             queue.drop_lane(shard);
         }
         inner.queues.retain(|_, queue| !queue.is_empty());
-        for session in inner.sessions.values() {
+        let sessions: Vec<_> = inner.sessions.values().cloned().collect();
+        drop(inner);
+        let mut found = Vec::new();
+        for session in sessions {
             session.forget_lane(shard);
+            for kind in [Kind::Workflow, Kind::Activity] {
+                found.extend(std::iter::from_fn(|| self.next_for(session.id(), kind)));
+            }
         }
+        found
     }
 
     /// Offers that wait, for metrics: workflow tasks and activity tasks.
@@ -266,8 +275,26 @@ mod tests {
         assert_eq!(found.offer.run_id, offer(1_001, "b").run_id);
         assert!(dispatch.release(&free, SHARD, Kind::Activity).is_none());
         assert_eq!(dispatch.backlog(), (0, 999));
-        dispatch.drop_lane(SHARD);
+        assert!(dispatch.drop_lane(SHARD).is_empty());
         assert_eq!(dispatch.backlog(), (0, 0));
+    }
+
+    #[test]
+    fn credits_that_a_dead_lane_held_go_to_what_waits_of_others() {
+        let dispatch = Dispatch::default();
+        let session = session(1, "a", 2);
+        assert!(dispatch.open(Arc::clone(&session)));
+        for n in [1, 2] {
+            assert!(dispatch.offer(offer(n, "a")).is_some());
+        }
+        let other = ShardId(1);
+        for n in [3, 4, 5] {
+            assert!(dispatch.offer(Offer { shard: other, ..offer(n, "a") }).is_none());
+        }
+        let found = dispatch.drop_lane(SHARD);
+        let found: Vec<_> = found.iter().map(|found| found.offer.run_id).collect();
+        assert_eq!(found, [3, 4].map(|n| offer(n, "a").run_id));
+        assert_eq!(dispatch.backlog(), (0, 1));
     }
 
     #[test]

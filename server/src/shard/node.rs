@@ -195,28 +195,45 @@ impl Node {
         })
     }
 
-    /// Tells another lane that a session has taken its offer.
-    pub(crate) fn deliver_match(&self, found: Match) {
-        let lane = {
-            let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
-            lanes.get(&found.offer.shard).map(|lane| lane.mail.clone())
-        };
-        let (session, shard, kind) =
-            (Arc::clone(&found.session), found.offer.shard, found.offer.kind.kind());
-        // A lane that is gone offers again after its load.
-        let Some(lane) = lane else { return session.give_back(shard, kind) };
-        match lane.try_put(Mail::Matched(found)) {
-            Ok(()) => {}
-            Err(NotPut::Closed) => session.give_back(shard, kind),
-            Err(NotPut::Full(letter, _)) => {
-                // Lanes do not wait for each other, and a match that is let go of is found by
-                // nobody again: the session may have nothing else to end.
-                self.env.spawn(async move {
-                    if !lane.put(*letter).await {
-                        session.give_back(shard, kind);
-                    }
-                });
+    /// Tells another lane that a session has taken its offer. A lane that is gone offers again after
+    /// its load; the session goes on with what else waits.
+    pub(crate) fn deliver_match(self: &Arc<Self>, found: Match) {
+        let mut next = Some(found);
+        while let Some(found) = next.take() {
+            let lane = {
+                let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+                lanes.get(&found.offer.shard).map(|lane| lane.mail.clone())
+            };
+            let (session, shard, kind) =
+                (Arc::clone(&found.session), found.offer.shard, found.offer.kind.kind());
+            let Some(lane) = lane else {
+                next = self.dispatch.release(&session, shard, kind);
+                continue;
+            };
+            match lane.try_put(Mail::Matched(found)) {
+                Ok(()) => {}
+                Err(NotPut::Closed) => next = self.dispatch.release(&session, shard, kind),
+                Err(NotPut::Full(letter, _)) => {
+                    // Lanes do not wait for each other, and a match that is let go of is found by
+                    // nobody again: the session may have nothing else to end.
+                    let node = Arc::clone(self);
+                    self.env.spawn(async move {
+                        if !lane.put(*letter).await
+                            && let Some(next) = node.dispatch.release(&session, shard, kind)
+                        {
+                            node.deliver_match(next);
+                        }
+                    });
+                }
             }
+        }
+    }
+
+    /// Forgets what a lane that has ended offered, and what sessions held of it. They go on with
+    /// what other lanes offer.
+    pub(crate) fn forget_offers(self: &Arc<Self>, shard: ShardId) {
+        for found in self.dispatch.drop_lane(shard) {
+            self.deliver_match(found);
         }
     }
 

@@ -222,6 +222,7 @@ impl Shard {
         };
         drain.abort();
         node.close_lane(shard);
+        node.forget_offers(shard);
         node.leases().remove(&shard);
         end
     }

@@ -313,7 +313,7 @@ impl Lane {
             Mail::Worker(FromWorker::Run { session, input, .. }) => {
                 self.tell_stale_input(run_id, &session, &input);
             }
-            Mail::Matched(found) => found.session.give_back(self.shard, found.offer.kind.kind()),
+            Mail::Matched(found) => self.give_back(&found.session, found.offer.kind.kind()),
             Mail::Worker(_) | Mail::Lease(_) | Mail::Drain => {}
         }
     }

@@ -184,7 +184,6 @@ pub(crate) struct Lane {
 /// Everybody who waits is told to ask again, however the lane ends: their senders are dropped.
 impl Drop for Lane {
     fn drop(&mut self) {
-        self.node.dispatch.drop_lane(self.shard);
         self.node.metrics.in_memory(-(self.runs.len() as i64));
         self.node.metrics.incidents(self.node.incidents.forget(&self.slots));
     }

@@ -146,7 +146,7 @@ impl Lane {
     }
 
     /// A credit comes back; the session goes on with what waits, of whatever lane.
-    fn give_back(&mut self, session: &Session, kind: Kind) {
+    pub(super) fn give_back(&mut self, session: &Session, kind: Kind) {
         if let Some(found) = self.node.dispatch.release(session, self.shard, kind) {
             if found.offer.shard == self.shard {
                 self.matched.push_back(found);
