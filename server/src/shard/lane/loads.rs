@@ -20,6 +20,7 @@ use super::{
         node::Parked,
     },
     Beside, HORIZON, IdKey, Lane, LaneEnd, READ_AHEAD,
+    load_queue::Urgency,
     runs::Entry,
 };
 use crate::{
@@ -174,18 +175,18 @@ impl Lane {
         self.waiting_bytes += letter.request_bytes();
         if let Some(waiting) = self.loading.get_mut(&run_id) {
             waiting.push(letter);
+            self.load_next.hurry(run_id);
             return;
         }
         self.loading.insert(run_id, vec![letter]);
-        // Somebody waits, so it goes before the runs that are only due.
-        self.load_next.push_front(run_id);
+        self.load_next.push(run_id, Urgency::Wanted);
     }
 
     /// Brings a run back because its deadline comes, or because it has work in flight.
     pub(super) fn load_due(&mut self, run_id: RunId) {
         if !self.loading.contains_key(&run_id) && !self.parked.contains_key(&run_id) {
             self.loading.insert(run_id, Vec::new());
-            self.load_next.push_back(run_id);
+            self.load_next.push(run_id, Urgency::Due);
         }
     }
 
@@ -219,8 +220,7 @@ impl Lane {
     pub(super) fn start_loads(&mut self) {
         while self.loads_under_way < LOADS && !self.load_next.is_empty() {
             self.loads_under_way += 1;
-            let count = self.load_next.len().min(RUNS_PER_LOAD);
-            let run_ids: Vec<RunId> = self.load_next.drain(..count).collect();
+            let run_ids = self.load_next.take(RUNS_PER_LOAD);
             let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
             self.node.env.spawn(async move {
                 let mut count = run_ids.len();
@@ -252,7 +252,8 @@ impl Lane {
     pub(super) fn on_loaded(&mut self, run_ids: Vec<RunId>, loaded: Vec<Loaded>) {
         self.loads_under_way -= 1;
         for run_id in run_ids[loaded.len()..].iter().rev() {
-            self.load_next.push_front(*run_id);
+            let wanted = self.loading.get(run_id).is_some_and(|waiting| !waiting.is_empty());
+            self.load_next.put_back(*run_id, if wanted { Urgency::Wanted } else { Urgency::Due });
         }
         for (run_id, loaded) in run_ids.into_iter().zip(loaded) {
             self.on_loaded_run(run_id, loaded);

@@ -14,6 +14,7 @@
 //! own, so no database future is ever dropped half-way), or decide a rule.
 
 mod commits;
+mod load_queue;
 mod loads;
 mod requests;
 mod runs;
@@ -37,6 +38,7 @@ use tokio::sync::mpsc;
 pub(crate) use self::commits::LEASE;
 use self::{
     commits::Committing,
+    load_queue::LoadQueue,
     runs::Entry,
     waiting::{Follower, Waiting},
 };
@@ -154,7 +156,7 @@ pub(crate) struct Lane {
     /// Letters that wait for looks and loads, and the bytes of the requests among them.
     waiting: usize,
     waiting_bytes: usize,
-    load_next: VecDeque<RunId>,
+    load_next: LoadQueue,
     loads_under_way: usize,
 
     deadlines: BTreeSet<(Timestamp, RunId)>,
@@ -225,7 +227,7 @@ impl Lane {
             loading: BTreeMap::new(),
             waiting: 0,
             waiting_bytes: 0,
-            load_next: VecDeque::new(),
+            load_next: LoadQueue::default(),
             loads_under_way: 0,
             deadlines: BTreeSet::new(),
             preloaded: None,

@@ -1,0 +1,122 @@
+//! Which run is read back next: first those that somebody waits for, each in the order they came.
+
+use std::collections::BTreeMap;
+
+use onward_proto::RunId;
+
+/// Why a run is read back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Urgency {
+    /// Somebody waits for it.
+    Wanted,
+    /// Its deadline is near, or it has work in flight.
+    Due,
+}
+
+type Place = (Urgency, i64);
+
+/// The runs that wait to be read.
+#[derive(Debug, Default)]
+pub(super) struct LoadQueue {
+    order: BTreeMap<Place, RunId>,
+    places: BTreeMap<RunId, Place>,
+    front: i64,
+    back: i64,
+}
+
+impl LoadQueue {
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Lets a run wait behind all of its urgency.
+    pub(super) fn push(&mut self, run_id: RunId, urgency: Urgency) {
+        self.back += 1;
+        self.place(run_id, (urgency, self.back));
+    }
+
+    /// Lets a run wait before all of its urgency: its read was begun and has not reached it.
+    pub(super) fn put_back(&mut self, run_id: RunId, urgency: Urgency) {
+        self.front -= 1;
+        self.place(run_id, (urgency, self.front));
+    }
+
+    /// Somebody waits for a run now. One that is being read, or is wanted already, keeps its place.
+    pub(super) fn hurry(&mut self, run_id: RunId) {
+        if let Some((Urgency::Due, _)) = self.places.get(&run_id) {
+            self.push(run_id, Urgency::Wanted);
+        }
+    }
+
+    /// Takes the next ones, in order.
+    pub(super) fn take(&mut self, most: usize) -> Vec<RunId> {
+        let taken: Vec<RunId> =
+            std::iter::from_fn(|| self.order.pop_first()).take(most).map(|(_, id)| id).collect();
+        for run_id in &taken {
+            self.places.remove(run_id);
+        }
+        taken
+    }
+
+    fn place(&mut self, run_id: RunId, place: Place) {
+        if let Some(old) = self.places.insert(run_id, place) {
+            self.order.remove(&old);
+        }
+        self.order.insert(place, run_id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onward_proto::Slot;
+
+    use super::*;
+
+    fn run(n: u64) -> RunId {
+        RunId::new(1, n, Slot::new(0))
+    }
+
+    #[test]
+    fn those_that_somebody_waits_for_go_first_and_all_in_the_order_they_came() {
+        let mut queue = LoadQueue::default();
+        for (n, urgency) in [(1, Urgency::Due), (2, Urgency::Wanted), (3, Urgency::Due)] {
+            queue.push(run(n), urgency);
+        }
+        queue.push(run(4), Urgency::Wanted);
+        assert_eq!(queue.take(3), [2, 4, 1].map(run));
+        assert_eq!(queue.take(3), [3].map(run));
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn a_run_that_waits_already_is_hurried_once() {
+        let mut queue = LoadQueue::default();
+        for n in 1..4 {
+            queue.push(run(n), Urgency::Due);
+        }
+        queue.hurry(run(3));
+        queue.hurry(run(2));
+        queue.hurry(run(3));
+        assert_eq!(queue.len(), 3);
+        assert_eq!(queue.take(9), [3, 2, 1].map(run));
+        queue.hurry(run(3));
+        assert!(queue.is_empty(), "it is being read");
+    }
+
+    #[test]
+    fn what_a_read_did_not_reach_goes_first_again() {
+        let mut queue = LoadQueue::default();
+        for n in 1..5 {
+            queue.push(run(n), Urgency::Wanted);
+        }
+        let taken = queue.take(3);
+        for run_id in taken[1..].iter().rev() {
+            queue.put_back(*run_id, Urgency::Wanted);
+        }
+        assert_eq!(queue.take(9), [2, 3, 4].map(run));
+    }
+}
