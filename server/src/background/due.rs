@@ -3,22 +3,21 @@
 //! A lane asks after it has raised its horizon (`shard::lane::loads`), and all of them ask at the
 //! same moments: what the questions have in common is read with one statement.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use onward_proto::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{
-    shard::Node,
-    store::{DueRun, Result},
-};
+use crate::{shard::Node, store::DueRun};
 
 /// Questions that come within this time are answered together.
 const TOGETHER: Duration = Duration::from_millis(5);
 /// Waits between two tries to read while the database is away.
 const RETRY: Duration = Duration::from_millis(100);
-/// Due runs of one slot that are read at once.
-const DUE_PER_SLOT: u32 = 1_000;
+/// Due runs of each slot that one statement for all slots reads.
+const DUE_PER_SLOT: u32 = 100;
+/// Due runs that one statement reads of a slot that has more.
+const DUE_PAGE: u32 = 10_000;
 
 /// A lane's question: which cold runs are due from `from` to `horizon`?
 #[derive(Debug)]
@@ -64,38 +63,50 @@ pub(crate) async fn read_due_runs(
 
 /// Reads what any of them asks for. `None` when it is time to stop.
 async fn read(node: &Node, asks: &[DueAsk], stop: &watch::Receiver<bool>) -> Option<Vec<DueRun>> {
-    let from = asks.iter().map(|ask| ask.from).min()?;
+    let from = DueRun::from(asks.iter().map(|ask| ask.from).min()?);
     let horizon = asks.iter().map(|ask| ask.horizon).max()?;
     let mut due = Vec::new();
     for slots in joined(asks.iter().map(|ask| ask.slots.clone()).collect()) {
-        due.extend(loop {
-            match read_slots(node, &slots, from, horizon).await {
-                Ok(due) => break due,
-                Err(error) => tracing::warn!(%error, "cannot read due runs yet"),
+        let read = Read { node, horizon, stop };
+        let first = read.page(&slots, from, DUE_PER_SLOT).await?;
+        // A slot that gave all it was asked for may have more: however long nobody read, no
+        // statement reads more than a page.
+        for mut last in last_of_full_slots(&first) {
+            let slot = last.run_id.slot().get();
+            loop {
+                let page = read.page(&(slot..slot + 1), last, DUE_PAGE).await?;
+                last = page.last().copied().unwrap_or(last);
+                let is_last = page.len() < DUE_PAGE as usize;
+                due.extend(page);
+                if is_last {
+                    break;
+                }
             }
-            if *stop.borrow() {
-                return None;
-            }
-            node.env.sleep(RETRY).await;
-        });
+        }
+        due.extend(first);
     }
     Some(due)
 }
 
-async fn read_slots(
-    node: &Node,
-    slots: &Range<u16>,
-    from: Timestamp,
+struct Read<'a> {
+    node: &'a Node,
     horizon: Timestamp,
-) -> Result<Vec<DueRun>> {
-    let mut limit = DUE_PER_SLOT;
-    loop {
-        let due = node.store.due_runs(slots.clone(), from, horizon, limit).await?;
-        // A slot that gave all it was asked for may have more.
-        if most_in_a_slot(&due) < limit as usize {
-            return Ok(due);
+    stop: &'a watch::Receiver<bool>,
+}
+
+impl Read<'_> {
+    /// Asks until there is an answer, or until it is time to stop.
+    async fn page(&self, slots: &Range<u16>, after: DueRun, limit: u32) -> Option<Vec<DueRun>> {
+        loop {
+            match self.node.store.due_runs(slots.clone(), after, self.horizon, limit).await {
+                Ok(due) => return Some(due),
+                Err(error) => tracing::warn!(%error, "cannot read due runs yet"),
+            }
+            if *self.stop.borrow() {
+                return None;
+            }
+            self.node.env.sleep(RETRY).await;
         }
-        limit *= 4;
     }
 }
 
@@ -112,12 +123,12 @@ fn joined(mut ranges: Vec<Range<u16>>) -> Vec<Range<u16>> {
     joined
 }
 
-fn most_in_a_slot(due: &[DueRun]) -> usize {
-    let mut counts = BTreeMap::<u16, usize>::new();
-    for run in due {
-        *counts.entry(run.run_id.slot().get()).or_default() += 1;
-    }
-    counts.into_values().max().unwrap_or(0)
+/// The last run of each slot that has as many as were asked for. Those of a slot stand together.
+fn last_of_full_slots(due: &[DueRun]) -> Vec<DueRun> {
+    due.chunk_by(|one, next| one.run_id.slot() == next.run_id.slot())
+        .filter(|of_slot| of_slot.len() >= DUE_PER_SLOT as usize)
+        .filter_map(|of_slot| of_slot.last().copied())
+        .collect()
 }
 
 #[cfg(test)]
@@ -198,10 +209,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn more_runs_of_one_slot_than_one_statement_reads_are_all_found() {
-        let many = i64::from(DUE_PER_SLOT) + 1;
-        let (_, node) = node_with((0..many).map(|n| sleeper(7, n)).collect()).await;
+        let many = i64::from(DUE_PER_SLOT + DUE_PAGE) + 1;
+        let (store, node) = node_with((0..many).map(|n| sleeper(7, n)).collect()).await;
         let (asks, _stop) = reader(node);
-        assert_eq!(ask(&asks, 0..1024, 0, many).await, (0..many).collect::<Vec<_>>());
+        let before = store.faults().calls();
+        let mut found = ask(&asks, 0..1024, 0, many).await;
+        found.sort_unstable();
+        assert_eq!(found, (0..many).collect::<Vec<_>>());
+        assert_eq!(store.faults().calls(), before + 3);
     }
 
     #[tokio::test(start_paused = true)]

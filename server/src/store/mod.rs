@@ -431,6 +431,13 @@ pub struct DueRun {
     pub run_id: RunId,
 }
 
+impl DueRun {
+    /// The place before all runs that are due at this time or later.
+    pub fn from(at: Timestamp) -> Self {
+        Self { wake_at: at, run_id: RunId::from_uuid(Uuid::nil()) }
+    }
+}
+
 /// Which runs to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListRuns {
@@ -500,7 +507,7 @@ pub trait Store: Send + Sync + 'static {
         max_bytes: u32,
     ) -> BoxFuture<'_, Result<JournalPage>>;
 
-    /// Lists runs that are hot, by run id, behind `after`.
+    /// Lists runs that are hot, by slot and run id, behind `after`.
     fn hot_runs(
         &self,
         slots: Range<u16>,
@@ -508,12 +515,12 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> BoxFuture<'_, Result<Vec<RunId>>>;
 
-    /// Lists cold runs whose `wake_at` is from `from` (inclusive) to `horizon` (inclusive), soonest
-    /// first within each slot, at most `limit_per_slot` for each slot.
+    /// Lists cold runs that come behind `after` and are due at `horizon` or before, soonest first
+    /// within each slot, at most `limit_per_slot` for each slot.
     fn due_runs(
         &self,
         slots: Range<u16>,
-        from: Timestamp,
+        after: DueRun,
         horizon: Timestamp,
         limit_per_slot: u32,
     ) -> BoxFuture<'_, Result<Vec<DueRun>>>;
@@ -532,6 +539,12 @@ pub trait Store: Send + Sync + 'static {
 /// The slot column of a run.
 pub fn slot_column(run_id: RunId) -> i16 {
     Slot::get(run_id.slot()) as i16
+}
+
+/// Where a list of hot runs goes on: behind this slot and run.
+fn hot_after(slots: &Range<u16>, after: Option<RunId>) -> (u16, Uuid) {
+    let first = (slots.start, Uuid::nil());
+    after.map_or(first, |after| first.max((after.slot().get(), after.uuid())))
 }
 
 /// `count` shards without an owner that share the slots as evenly as whole numbers allow.

@@ -200,9 +200,9 @@ on_every_store! {
         assert_eq!(seen, (0..2_500).collect::<Vec<_>>());
     }
 
-    async fn hot_runs_come_by_id_in_pages(world: World) {
+    async fn hot_runs_come_by_slot_and_id_in_pages(world: World) {
         let runs: Vec<_> =
-            (0..30).map(|n| new_run(n, (n * 331 % 1024) as u16, &format!("order-{n}"))).collect();
+            (0..30).map(|n| new_run(n, (n % 11 * 331 % 1024) as u16, &format!("order-{n}"))).collect();
         world.start(&runs).await;
         let mut seen = vec![];
         loop {
@@ -213,7 +213,9 @@ on_every_store! {
             }
             seen.extend(page);
         }
-        assert_eq!(seen, runs.iter().map(|run| run.run_id).collect::<Vec<_>>());
+        let mut expected: Vec<_> = runs.iter().map(|run| run.run_id).collect();
+        expected.sort_by_key(|run_id| (run_id.slot().get(), *run_id));
+        assert_eq!(seen, expected);
     }
 
     async fn cold_runs_are_not_hot(world: World) {
@@ -241,7 +243,7 @@ on_every_store! {
             let found = world.store.hot_runs(slots.clone(), None, 10).await.unwrap();
             let found: Vec<_> = found.iter().map(|run_id| run_id.slot().get()).collect();
             assert_eq!(found, hot, "hot of {slots:?}");
-            let found = world.store.due_runs(slots.clone(), at(0), at(9), 10).await.unwrap();
+            let found = world.store.due_runs(slots.clone(), DueRun::from(at(0)), at(9), 10).await.unwrap();
             let found: Vec<_> = found.iter().map(|due| due.run_id.slot().get()).collect();
             assert_eq!(found, hot, "due of {slots:?}");
         }
@@ -250,29 +252,46 @@ on_every_store! {
     async fn due_runs_come_soonest_first_within_each_slot(world: World) {
         let runs = [cold(1, 7, 300), cold(2, 7, 100), cold(3, 4, 400), cold(4, 7, 200), cold(5, 9, 50)];
         world.start(&runs).await;
-        let found = world.store.due_runs(0..1024, at(0), at(1_000), 10).await.unwrap();
+        let found = world.store.due_runs(0..1024, DueRun::from(at(0)), at(1_000), 10).await.unwrap();
         assert_eq!(found, [2, 1, 3, 0, 4].map(|n| due(&runs[n])));
     }
 
     async fn both_ends_of_the_due_range_belong_to_it(world: World) {
         let runs: Vec<_> = (0_u64..5).map(|n| cold(n, 7, 100 + n as i64)).collect();
         world.start(&runs).await;
-        let found = world.store.due_runs(0..1024, at(101), at(103), 10).await.unwrap();
+        let found = world.store.due_runs(0..1024, DueRun::from(at(101)), at(103), 10).await.unwrap();
         assert_eq!(found, [1, 2, 3].map(|n| due(&runs[n])));
-        assert_eq!(world.store.due_runs(0..1024, at(103), at(101), 10).await.unwrap(), []);
+        assert_eq!(world.store.due_runs(0..1024, DueRun::from(at(103)), at(101), 10).await.unwrap(), []);
     }
 
     async fn the_limit_of_due_runs_holds_for_each_slot(world: World) {
         let runs: Vec<_> =
             (0..12_u64).map(|n| cold(n, 7 + (n % 3) as u16, 100 + n as i64)).collect();
         world.start(&runs).await;
-        let found = world.store.due_runs(0..1024, at(0), at(1_000), 2).await.unwrap();
+        let found = world.store.due_runs(0..1024, DueRun::from(at(0)), at(1_000), 2).await.unwrap();
         assert_eq!(found, [0, 3, 1, 4, 2, 5].map(|n| due(&runs[n])));
+    }
+
+    async fn due_runs_go_on_behind_the_last_one(world: World) {
+        // Many are due at the same moment.
+        let runs: Vec<_> = (0..10_u64).map(|n| cold(n, 7, 100 + n as i64 / 7)).collect();
+        world.start(&runs).await;
+        let mut seen = vec![];
+        loop {
+            let after = seen.last().copied().unwrap_or(DueRun::from(at(100)));
+            let page = world.store.due_runs(7..8, after, at(101), 3).await.unwrap();
+            assert!(page.len() <= 3);
+            if page.is_empty() {
+                break;
+            }
+            seen.extend(page);
+        }
+        assert_eq!(seen, runs.iter().map(due).collect::<Vec<_>>());
     }
 
     async fn hot_runs_are_not_due(world: World) {
         world.start(&[new_run(1, 7, "hot"), cold(2, 7, i64::MIN + 1)]).await;
-        let found = world.store.due_runs(0..1024, at(i64::MIN), at(i64::MAX), 10).await.unwrap();
+        let found = world.store.due_runs(0..1024, DueRun::from(at(i64::MIN)), at(i64::MAX), 10).await.unwrap();
         assert_eq!(found.iter().map(|due| due.run_id).collect::<Vec<_>>(), [run_id(2, 7)]);
     }
 
@@ -280,7 +299,7 @@ on_every_store! {
         world.start(&[cold(1, 7, i64::MIN), cold(2, 7, i64::MAX)]).await;
         let row = world.row(run_id(1, 7)).await.unwrap();
         assert_eq!(row.wake_at, WakeAt::At(at(i64::MIN + 1)));
-        let found = world.store.due_runs(0..1024, at(i64::MIN), at(i64::MAX), 10).await.unwrap();
+        let found = world.store.due_runs(0..1024, DueRun::from(at(i64::MIN)), at(i64::MAX), 10).await.unwrap();
         assert_eq!(found.len(), 2);
     }
 
@@ -295,7 +314,7 @@ on_every_store! {
         ] {
             world.write(|batch| batch.run_updates.push(update(run.run_id, wake_at))).await;
             assert_eq!(world.store.hot_runs(0..1024, None, 9).await.unwrap().len(), hot);
-            let found = world.store.due_runs(0..1024, at(0), at(99), 9).await.unwrap();
+            let found = world.store.due_runs(0..1024, DueRun::from(at(0)), at(99), 9).await.unwrap();
             assert_eq!(found.len(), due);
         }
     }
@@ -370,7 +389,7 @@ on_every_store! {
     async fn a_limit_of_zero_reads_nothing(world: World) {
         world.start(&[new_run(1, 7, "a"), cold(2, 7, 5)]).await;
         assert_eq!(world.store.hot_runs(0..1024, None, 0).await.unwrap(), []);
-        assert_eq!(world.store.due_runs(0..1024, at(0), at(9), 0).await.unwrap(), []);
+        assert_eq!(world.store.due_runs(0..1024, DueRun::from(at(0)), at(9), 0).await.unwrap(), []);
     }
 }
 

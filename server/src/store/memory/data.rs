@@ -93,6 +93,10 @@ pub(super) struct Data {
     pub(super) damaged: BTreeSet<RunId>,
 }
 
+fn by_slot(run_id: &RunId) -> (u16, RunId) {
+    (run_id.slot().get(), *run_id)
+}
+
 fn put<K: Ord + Copy, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> Option<V> {
     match value {
         Some(value) => map.insert(key, value),
@@ -482,27 +486,29 @@ impl Data {
                 let end = (slot, i64::MIN + 1, RunId::from_uuid(Uuid::nil()));
                 self.wake.range(first..end).map(|(_, _, run_id)| *run_id)
             })
-            .filter(|run_id| after.is_none_or(|after| *run_id > after))
+            .filter(|run_id| after.is_none_or(|after| by_slot(run_id) > by_slot(&after)))
             .collect();
-        hot.sort_unstable();
+        hot.sort_unstable_by_key(by_slot);
         hot
     }
 
     pub(super) fn due_runs(
         &self,
         slots: std::ops::Range<u16>,
-        from: Timestamp,
+        after: DueRun,
         horizon: Timestamp,
         limit_per_slot: u32,
     ) -> Vec<DueRun> {
-        let from = from.as_micros().max(i64::MIN + 1);
-        let horizon = horizon.as_micros();
+        // The smallest value marks hot runs.
+        let after = after.max(DueRun::from(Timestamp::from_micros(i64::MIN + 1)));
+        let (from, horizon) = (after.wake_at.as_micros(), horizon.as_micros());
         slots
             .filter(|_| from <= horizon)
             .flat_map(|slot| {
-                let first = (slot as i16, from, RunId::from_uuid(Uuid::nil()));
+                let first = (slot as i16, from, after.run_id);
                 let last = (slot as i16, horizon, RunId::from_uuid(Uuid::max()));
-                self.wake.range(first..=last).take(limit_per_slot as usize)
+                let range = (Bound::Excluded(first), Bound::Included(last));
+                self.wake.range(range).take(limit_per_slot as usize)
             })
             .map(|(_, wake_at, run_id)| DueRun {
                 wake_at: Timestamp::from_micros(*wake_at),

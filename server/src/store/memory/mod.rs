@@ -304,11 +304,11 @@ impl Store for MemoryStore {
     fn due_runs(
         &self,
         slots: Range<u16>,
-        from: Timestamp,
+        after: DueRun,
         horizon: Timestamp,
         limit_per_slot: u32,
     ) -> BoxFuture<'_, Result<Vec<DueRun>>> {
-        Box::pin(self.read(move |data| data.due_runs(slots, from, horizon, limit_per_slot)))
+        Box::pin(self.read(move |data| data.due_runs(slots, after, horizon, limit_per_slot)))
     }
 
     fn list_runs(&self, list: ListRuns) -> BoxFuture<'_, Result<Vec<RunRow>>> {

@@ -28,12 +28,11 @@ use sqlx::{
     postgres::{PgArguments, PgConnectOptions, PgRow},
     query::Query,
 };
-use uuid::Uuid;
 
 use super::{
     Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun,
     OpenError, OpenOptions, Renewal, Renewed, Resolve, Resolved, Result, RunRow, RunUpdate,
-    ShardId, Shards, Store, Take, Taken, Verdict, even_shards,
+    ShardId, Shards, Store, Take, Taken, Verdict, even_shards, hot_after,
     row::{self, StoredRow},
     slot_column,
 };
@@ -407,11 +406,12 @@ impl Store for PostgresStore {
         limit: u32,
     ) -> BoxFuture<'_, Result<Vec<RunId>>> {
         Box::pin(async move {
+            let (slot, run_id) = hot_after(&slots, after);
             let query = || {
                 sqlx::query(include_str!("hot_runs.sql"))
-                    .bind(i32::from(slots.start))
-                    .bind(i32::from(slots.end))
-                    .bind(after.map_or(Uuid::nil(), RunId::uuid))
+                    .bind(slot as i16)
+                    .bind(run_id)
+                    .bind(slots.end as i16)
                     .bind(i64::from(limit))
             };
             let rows = self.rows(query).await?;
@@ -422,7 +422,7 @@ impl Store for PostgresStore {
     fn due_runs(
         &self,
         slots: Range<u16>,
-        from: Timestamp,
+        after: DueRun,
         horizon: Timestamp,
         limit_per_slot: u32,
     ) -> BoxFuture<'_, Result<Vec<DueRun>>> {
@@ -431,8 +431,8 @@ impl Store for PostgresStore {
                 sqlx::query(include_str!("due_runs.sql"))
                     .bind(i32::from(slots.start))
                     .bind(i32::from(slots.end))
-                    // The smallest value marks hot runs.
-                    .bind(from.as_micros().max(i64::MIN + 1))
+                    .bind(after.wake_at.as_micros())
+                    .bind(after.run_id.uuid())
                     .bind(horizon.as_micros())
                     .bind(i64::from(limit_per_slot))
             };

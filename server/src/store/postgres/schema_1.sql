@@ -49,8 +49,12 @@ CREATE TABLE run (
 CREATE UNIQUE INDEX run_open ON run (namespace_id, workflow_id) WHERE closed_at IS NULL;
 -- find_newest_runs when no run is open. A run enters once, when it closes.
 CREATE INDEX run_closed ON run (namespace_id, workflow_id, run_id) WHERE closed_at IS NOT NULL;
--- hot_runs (the equality with the smallest value) and due_runs (the range above it).
-CREATE INDEX run_wake ON run (slot, wake_at) WHERE wake_at IS NOT NULL;
+-- hot_runs. A run stands in this index or in the next one, so both together cost what one does. Both
+-- end with the run's id, which costs 16 bytes an entry: a page begins behind the last row of the
+-- one before, and the rows in front of it are not read again.
+CREATE INDEX run_hot ON run (slot, run_id) WHERE wake_at = -9223372036854775808;
+-- due_runs.
+CREATE INDEX run_wake ON run (slot, wake_at, run_id) WHERE wake_at > -9223372036854775808;
 -- list_runs, which merges the statuses it is asked for.
 CREATE INDEX run_list ON run (namespace_id, status, started_at);
 

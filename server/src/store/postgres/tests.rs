@@ -11,7 +11,7 @@ const STATEMENTS: [(&str, &str, usize); 12] = [
     ("renew", include_str!("renew.sql"), 5),
     ("find_newest_runs", include_str!("find_newest_runs.sql"), 2),
     ("hot_runs", include_str!("hot_runs.sql"), 4),
-    ("due_runs", include_str!("due_runs.sql"), 5),
+    ("due_runs", include_str!("due_runs.sql"), 6),
     ("list_runs", include_str!("list_runs.sql"), 5),
     ("prune_batches", include_str!("prune_batches.sql"), 3),
     ("read_batches", include_str!("read_batches.sql"), 4),
@@ -46,6 +46,8 @@ async fn every_statement_walks_an_index() {
             session.execute(sqlx::raw_sql(prepare)).await.unwrap();
             let plan = plan(&mut session, name, count).await;
             assert!(!plan.contains("Seq Scan on"), "{name}, pooling {pooling}:\n{plan}");
+            // A page of hot runs ends with its last row.
+            assert!(name != "hot_runs" || !plan.contains("Sort"), "pooling {pooling}:\n{plan}");
         }
     }
 }

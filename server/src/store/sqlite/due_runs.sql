@@ -1,4 +1,5 @@
--- Index run_wake, one range for each slot: the cost follows what is due, not what sleeps.
+-- Index run_wake, one range for each slot: the cost follows what is due, not what sleeps. Hot runs,
+-- which have the smallest value, are not in it.
 WITH RECURSIVE wanted (slot) AS (
     SELECT $1 WHERE $1 < $2
     UNION ALL
@@ -8,6 +9,7 @@ SELECT run.wake_at, run.run_id
 FROM wanted CROSS JOIN run
 WHERE run.run_id IN (
     SELECT due.run_id FROM run AS due INDEXED BY run_wake
-    WHERE due.slot = wanted.slot AND due.wake_at >= $3 AND due.wake_at <= $4
-    ORDER BY due.wake_at, due.run_id LIMIT $5)
+    WHERE due.slot = wanted.slot AND due.wake_at > -9223372036854775808
+      AND (due.wake_at, due.run_id) > ($3, $4) AND due.wake_at <= $5
+    ORDER BY due.wake_at, due.run_id LIMIT $6)
 ORDER BY run.slot, run.wake_at, run.run_id

@@ -1,11 +1,6 @@
--- Index run_wake, one equality for each slot: cold runs cost nothing.
-WITH RECURSIVE wanted (slot) AS (
-    SELECT $1 WHERE $1 < $2
-    UNION ALL
-    SELECT slot + 1 FROM wanted WHERE slot + 1 < $2
-)
-SELECT run.run_id
-FROM wanted CROSS JOIN run INDEXED BY run_wake
-WHERE run.slot = wanted.slot AND run.wake_at = -9223372036854775808 AND run.run_id > $3
-ORDER BY run.run_id
+-- Index run_hot, from the last row of the page before on: cold runs cost nothing, and neither do the
+-- hot ones of other pages.
+SELECT run_id FROM run INDEXED BY run_hot
+WHERE wake_at = -9223372036854775808 AND (slot, run_id) > ($1, $2) AND slot < $3
+ORDER BY slot, run_id
 LIMIT $4

@@ -36,12 +36,11 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
-use uuid::Uuid;
 
 use super::{
     Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun,
     OpenError, OpenOptions, Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards,
-    Store, Take, Taken,
+    Store, Take, Taken, hot_after,
     row::{self, StoredRow},
 };
 use writer::{Job, Writer};
@@ -340,9 +339,9 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> BoxFuture<'_, Result<Vec<RunId>>> {
         Box::pin(async move {
-            let after = after.map_or(Uuid::nil(), RunId::uuid);
-            let (from, to) = (i64::from(slots.start), i64::from(slots.end));
-            let arguments = arguments![from, to, after, i64::from(limit)];
+            let (slot, run_id) = hot_after(&slots, after);
+            let (slot, end) = (i64::from(slot), i64::from(slots.end));
+            let arguments = arguments![slot, run_id, end, i64::from(limit)];
             let rows = self.rows(include_str!("hot_runs.sql"), arguments).await?;
             rows.iter().map(|row| row.uuid(0).map(RunId::from_uuid)).collect()
         })
@@ -351,16 +350,15 @@ impl Store for SqliteStore {
     fn due_runs(
         &self,
         slots: Range<u16>,
-        from: Timestamp,
+        after: DueRun,
         horizon: Timestamp,
         limit_per_slot: u32,
     ) -> BoxFuture<'_, Result<Vec<DueRun>>> {
         Box::pin(async move {
-            // The smallest value marks hot runs.
-            let earliest = from.as_micros().max(i64::MIN + 1);
             let (first, end) = (i64::from(slots.start), i64::from(slots.end));
+            let (wake_at, run_id) = (after.wake_at.as_micros(), after.run_id.uuid());
             let limit = i64::from(limit_per_slot);
-            let arguments = arguments![first, end, earliest, horizon.as_micros(), limit];
+            let arguments = arguments![first, end, wake_at, run_id, horizon.as_micros(), limit];
             let rows = self.rows(include_str!("due_runs.sql"), arguments).await?;
             rows.iter().map(row::due_run).collect()
         })

@@ -44,8 +44,10 @@ CREATE TABLE run (
 CREATE UNIQUE INDEX run_open ON run (namespace_id, workflow_id) WHERE closed_at IS NULL;
 -- find_newest_runs, when no run is open.
 CREATE INDEX run_closed ON run (namespace_id, workflow_id, run_id) WHERE closed_at IS NOT NULL;
--- hot_runs and due_runs.
-CREATE INDEX run_wake ON run (slot, wake_at, run_id) WHERE wake_at IS NOT NULL;
+-- hot_runs.
+CREATE INDEX run_hot ON run (slot, run_id) WHERE wake_at = -9223372036854775808;
+-- due_runs.
+CREATE INDEX run_wake ON run (slot, wake_at, run_id) WHERE wake_at > -9223372036854775808;
 -- list_runs, which merges the statuses it is asked for.
 CREATE INDEX run_list ON run (namespace_id, status, started_at, run_id);
 

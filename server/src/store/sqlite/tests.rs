@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use sqlx::{AssertSqlSafe, Executor};
+use uuid::Uuid;
 
 use super::{super::WakeAt, *};
 
