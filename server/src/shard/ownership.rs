@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use onward_proto::v1::{Claim, server_item};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     lane::{LEASE, Lane, LaneEnd, Owned},
@@ -20,13 +20,11 @@ use super::{
     node::{LaneAddress, Node},
 };
 use crate::{
-    background::{self, DueAsk},
+    background::{self, DueAsk, ShardsAsk},
     store::{CommitId, ShardRow, Take, Taken},
 };
 
-/// How often a shard that is not ours is looked at.
-const WATCH: Duration = Duration::from_millis(500);
-/// Questions about sleeping runs that wait to be read together; the rest waits at its lane.
+/// Questions that wait to be read together; the rest waits where it is asked.
 const ASKS: usize = 256;
 /// Waits between two tries while the database is away.
 const RETRY: Duration = Duration::from_millis(200);
@@ -36,14 +34,20 @@ const RETRY: Duration = Duration::from_millis(200);
 /// # Cancel safety
 /// Not cancel safe: leases would run out instead of being released.
 pub(crate) async fn serve(node: Arc<Node>, stop: watch::Receiver<bool>) {
-    let (due_asks, asks) = mpsc::channel(ASKS);
+    let (due_asks, due_asked) = mpsc::channel(ASKS);
+    let (shards_asks, shards_asked) = mpsc::channel(ASKS);
+    let Some(rows) = background::read_shards(&node, &stop).await else { return };
     let mut shards = Vec::new();
-    for row in read_shards(&node, &stop).await {
-        let (node, stop, due_asks) = (Arc::clone(&node), stop.clone(), due_asks.clone());
-        let shard = Shard { node: Arc::clone(&node), row, stop, due_asks };
+    for row in rows.iter().cloned() {
+        let (due_asks, shards_asks) = (due_asks.clone(), shards_asks.clone());
+        let (node, stop) = (Arc::clone(&node), stop.clone());
+        let shard = Shard { node: Arc::clone(&node), row, stop, due_asks, shards_asks };
         shards.push(node.env.spawn(shard.serve()));
     }
-    let reading = node.env.spawn(background::read_due_runs(Arc::clone(&node), asks, stop.clone()));
+    let watching = background::watch_shards(Arc::clone(&node), shards_asked, stop.clone());
+    let watching = node.env.spawn(watching);
+    let reading = background::read_due_runs(Arc::clone(&node), due_asked, stop.clone());
+    let reading = node.env.spawn(reading);
     let renewal = node.env.spawn(background::renew_leases(Arc::clone(&node), stop.clone()));
     let pruning = node.env.spawn(background::prune_batches(Arc::clone(&node), stop));
     for shard in shards {
@@ -51,23 +55,10 @@ pub(crate) async fn serve(node: Arc<Node>, stop: watch::Receiver<bool>) {
             tracing::error!(%error, "a shard's task has ended badly");
         }
     }
-    for task in [reading, renewal, pruning] {
+    for task in [watching, reading, renewal, pruning] {
         if let Err(error) = task.await {
             tracing::error!(%error, "a background task has ended badly");
         }
-    }
-}
-
-async fn read_shards(node: &Node, stop: &watch::Receiver<bool>) -> Vec<ShardRow> {
-    loop {
-        match node.store.shards(node.shards).await {
-            Ok(shards) => return shards.rows,
-            Err(error) => tracing::warn!(%error, "cannot read the shards yet"),
-        }
-        if *stop.borrow() {
-            return Vec::new();
-        }
-        node.env.sleep(RETRY).await;
     }
 }
 
@@ -76,10 +67,11 @@ struct Shard {
     row: ShardRow,
     stop: watch::Receiver<bool>,
     due_asks: mpsc::Sender<DueAsk>,
+    shards_asks: mpsc::Sender<ShardsAsk>,
 }
 
 impl Shard {
-    async fn serve(mut self) {
+    async fn serve(self) {
         let shard = self.row.shard_id;
         while let Some((mut owned, mut renewed)) = self.take().await {
             loop {
@@ -104,41 +96,27 @@ impl Shard {
     }
 
     /// Watches the shard until it may be taken, and takes it. `None` when it is time to stop.
-    async fn take(&mut self) -> Option<(Owned, Duration)> {
+    async fn take(&self) -> Option<(Owned, Duration)> {
         let shard = self.row.shard_id;
         let mut watched: Option<(ShardRow, Duration)> = None;
-        loop {
-            if *self.stop.borrow() {
-                return None;
-            }
-            let pause = match self.node.store.shards(self.node.shards).await {
-                Ok(shards) => {
-                    let row = shards.rows.into_iter().find(|row| row.shard_id == shard)?;
-                    let boot = self.node.env.boot();
-                    let since = match &watched {
-                        Some((seen, since)) if *seen == row => *since,
-                        _ => boot,
-                    };
-                    if self.may_take(&row, boot.saturating_sub(since))
-                        && let Some(owned) = self.try_take(row.clone()).await
-                    {
-                        return Some(owned);
-                    }
-                    watched = Some((row, since));
-                    WATCH
-                }
-                Err(error) => {
-                    tracing::warn!(%shard, %error, "cannot read the shard yet");
-                    RETRY
-                }
+        while !*self.stop.borrow() {
+            let (ask, rows) = oneshot::channel();
+            // Without an answer the node stops.
+            self.shards_asks.send(ask).await.ok()?;
+            let row = rows.await.ok()?.iter().find(|row| row.shard_id == shard)?.clone();
+            let boot = self.node.env.boot();
+            let since = match &watched {
+                Some((seen, since)) if *seen == row => *since,
+                _ => boot,
             };
-            let stopped = self.stop.changed();
-            tokio::select! {
-                biased;
-                _ = stopped => {}
-                () = self.node.env.sleep(pause) => {}
+            if self.may_take(&row, boot.saturating_sub(since))
+                && let Some(owned) = self.try_take(row.clone()).await
+            {
+                return Some(owned);
             }
+            watched = Some((row, since));
         }
+        None
     }
 
     fn may_take(&self, row: &ShardRow, unchanged: Duration) -> bool {
