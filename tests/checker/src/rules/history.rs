@@ -167,10 +167,10 @@ impl Begun {
             Attributes::TimerStarted(event) => {
                 self.timers.insert(event.number, None);
             }
-            Attributes::ActivityCancelRequested(event) => {
-                if !self.activities.contains_key(&event.number) {
-                    return Err(format!("activity {} was never scheduled", event.number));
-                }
+            Attributes::ActivityCancelRequested(event)
+                if !self.activities.contains_key(&event.number) =>
+            {
+                return Err(format!("activity {} was never scheduled", event.number));
             }
             Attributes::ActivityCompleted(event) => return self.close(event.number, judge),
             Attributes::ActivityFailed(event) => return self.close(event.number, judge),
