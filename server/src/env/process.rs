@@ -108,7 +108,7 @@ mod tests {
         let ticking = process.spawn(async move {
             loop {
                 sleep(Duration::from_secs(1)).await;
-                drop(ticks.send(()));
+                let _ = ticks.send(());
             }
         });
         ticked.recv().await;

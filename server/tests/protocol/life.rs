@@ -10,7 +10,7 @@ use prost::Message as _;
 
 use crate::world::{
     World, call_activity, complete_workflow, describe, history, kinds, payload, record_value,
-    request_id, signal, start, start_timer, terminate,
+    signal, start, start_timer, terminate,
 };
 
 #[tokio::test(flavor = "multi_thread")]

@@ -157,8 +157,8 @@ fn run<'a>(ctx: &'a Ctx, steps: &'a [Step]) -> Steps<'a> {
         let mut seen = Vec::new();
         for step in steps {
             let what = match &step.what {
-                Do::Work(work) => saw(call(ctx, step.id, *work).await),
-                Do::Local(one) => saw(local(ctx, step.id, *one).await),
+                Do::Work(work) => saw(&call(ctx, step.id, *work).await),
+                Do::Local(one) => saw(&local(ctx, step.id, *one).await),
                 Do::Detached(one) => {
                     call(ctx, step.id, *one).detach();
                     What::Done
@@ -223,7 +223,7 @@ async fn sleep(ctx: &Ctx, place: u32, ms: u64) {
 async fn until(ctx: &Ctx, id: u32, one: Work) -> What {
     let value = State::new(None);
     let (waited, ()) = wf::join!(ctx.until(|| value.get()), async {
-        value.set(Some(saw(call(ctx, id, one).await)));
+        value.set(Some(saw(&call(ctx, id, one).await)));
     });
     waited
 }
@@ -274,9 +274,9 @@ fn lose<'a>(ctx: &'a Ctx, loser: &'a Loser) -> Steps<'a> {
 }
 
 /// What the outcome of a call is to the oracle.
-fn saw(outcome: Result<u32, ActivityError<WorkError>>) -> What {
+fn saw(outcome: &Result<u32, ActivityError<WorkError>>) -> What {
     match outcome {
-        Ok(value) => What::Value(value),
+        Ok(value) => What::Value(*value),
         Err(ActivityError::Failed(WorkError::Never)) => What::Failed,
         Err(ActivityError::Exhausted { last: WorkError::Again, .. }) => What::Exhausted,
         Err(ActivityError::OutcomeUnknown { .. }) => What::OutcomeUnknown,
