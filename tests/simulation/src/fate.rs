@@ -202,7 +202,7 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
                 diary.reached(format!("{trouble:?}"));
                 diary.disturbed();
                 // Until a server has noticed, it may tell what it still believes.
-                let noticed = Duration::from_secs(60).as_micros() as u64;
+                let noticed = Duration::from_mins(1).as_micros() as u64;
                 own.lost.borrow_mut().push(Window { from_us, to_us: to_us + noticed });
             }
         }

@@ -21,7 +21,7 @@ use crate::{
 /// One in so many seeds is played twice.
 const TWICE: u64 = 50;
 /// How long a story that fails is made smaller.
-const SHRINK: Duration = Duration::from_secs(60);
+const SHRINK: Duration = Duration::from_mins(1);
 
 /// What must have happened in a suite of some size, or the rest says little.
 pub(crate) const SOMETIMES: &[&str] = &[

@@ -18,7 +18,7 @@ use onward_checker::{
     log::{Ending, Snapshot, Window},
 };
 use onward_programs::{
-    Book, Customer, Order, Pace, Tools, interpret,
+    Book, Customer, Order, Pace, Program, Tools, interpret,
     notes::{self, Note, Notebook, Noted},
     work,
 };
@@ -103,14 +103,13 @@ impl Stage {
     fn connect(&self, pinned: Option<usize>) -> io::Result<DuplexStream> {
         let hosts = self.hosts.lock().unwrap();
         let mut rng = self.rng.lock().unwrap();
-        let place = match pinned {
-            Some(place) => place,
-            None => {
-                let ready = hosts.iter().position(|host| host.as_ref().is_some_and(Host::is_ready));
-                match ready {
-                    Some(place) if rng.u8(0..5) > 0 => place,
-                    _ => rng.usize(0..hosts.len()),
-                }
+        let place = if let Some(place) = pinned {
+            place
+        } else {
+            let ready = hosts.iter().position(|host| host.as_ref().is_some_and(Host::is_ready));
+            match ready {
+                Some(place) if rng.u8(0..5) > 0 => place,
+                _ => rng.usize(0..hosts.len()),
             }
         };
         let Some(host) = &hosts[place] else {
@@ -240,7 +239,7 @@ impl World {
         let customers = world.customers();
         fate::befall(&world).await;
         world.diary.write("all is well again");
-        let sleeps = world.story.orders.iter().map(|program| program.sleeps_ms()).max();
+        let sleeps = world.story.orders.iter().map(Program::sleeps_ms).max();
         let patience = PATIENCE + Duration::from_millis(sleeps.unwrap_or(0));
         let all = async {
             for customer in customers {
