@@ -52,6 +52,7 @@ async fn wait(ctx: &ActivityCtx<Gate>) -> onward::Result<u32> {
 
 #[activity]
 async fn tidy(ctx: &ActivityCtx) -> Result<(), onward::Cancelled> {
+    let _ = ctx.heartbeat(&"tidy so far");
     ctx.cancelled().await;
     Err(onward::Cancelled)
 }
@@ -315,10 +316,12 @@ async fn a_cancel_request_drops_an_attempt_or_lets_it_tidy_up() {
     let run = run_id(1, 5);
     for (number, name) in [(1, "wait"), (2, "tidy")] {
         let token = token(run, number, 1);
-        session.send([
-            ServerKind::ActivityTask(activity_task(token.clone(), name, &[])),
-            cancel(token.clone(), CancelReason::Requested),
-        ]);
+        session.send([ServerKind::ActivityTask(activity_task(token.clone(), name, &[]))]);
+        // Its details show that the code runs.
+        while !matches!(session.next().await, WorkerKind::Heartbeats(it) if !it.activities.is_empty())
+        {
+        }
+        session.send([cancel(token.clone(), CancelReason::Requested)]);
         let WorkerKind::ActivityCancelled(cancelled) = session.next_news().await else { panic!() };
         assert_eq!(cancelled.token.unwrap(), token);
         assert_eq!(cancelled.failure.is_some(), name == "tidy");
@@ -425,15 +428,15 @@ async fn details_of_many_heartbeats_come_in_items_that_fit() {
     let (mut fake, gate) = (Fake::start(), Gate::default());
     let _worker = builder(&fake, &gate).spawn().await.unwrap();
     let mut session = fake.session().await;
-    let small = v1::Welcome { max_message_bytes: 60, ..fake::welcome_message() };
+    let small = v1::Welcome { max_message_bytes: 300, ..fake::welcome_message() };
     session.welcome_with(small).await;
     let tasks = (1..=9).map(|n| activity_task(token(run_id(n, 5), 1, 1), "wait", &[]));
     session.send(tasks.map(ServerKind::ActivityTask));
     let mut named = 0;
     while named < 9 {
         let WorkerKind::Heartbeats(beat) = session.next().await else { panic!() };
-        // Two details have 26 bytes together; a third would be more than half a message.
-        assert!(beat.activities.len() <= 2, "{beat:?}");
+        // Two have about 100 bytes together; a fourth would be more than half a message.
+        assert!(beat.activities.len() <= 3, "{beat:?}");
         named += beat.activities.len();
     }
 }
@@ -958,7 +961,12 @@ async fn a_run_with_a_running_local_activity_stays_in_a_full_cache() {
     assert!(yielded.more);
     // Nothing more is evicted: the next task goes on with what is there.
     let third = next_task(&first, 2, 3, recorded(&yielded, 3, 0), None);
-    session.send([ServerKind::WorkflowTask(third)]);
+    let other = token(run_id(2, 5), 1, 1);
+    session.send([
+        ServerKind::WorkflowTask(third),
+        ServerKind::ActivityTask(activity_task(other.clone(), "greet", &["\"Ada\""])),
+    ]);
+    assert_eq!(completed(session.next_news().await).0, other);
     gate.0.notify_one();
     let closed = done(session.next_news().await);
     assert_eq!((closed.task_id, closed.more), (Some(task_id(3)), false));

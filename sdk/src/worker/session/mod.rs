@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc, sync::atomic::Ordering, 
 
 use futures_util::{StreamExt, future::BoxFuture};
 use onward_proto::{RunId, v1};
+use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -363,7 +364,7 @@ impl Session {
     fn beat(&mut self, now: Instant) {
         let mut next = self.silence_limit / 3;
         let mut activities = Vec::new();
-        let mut details_bytes = 0;
+        let mut item_bytes = 0;
         for (key, running) in &mut self.attempts {
             running.beat_at = now;
             let details = running.attempt.take_news();
@@ -371,15 +372,16 @@ impl Session {
                 next = next.min(heartbeat / 3);
             }
             if details.is_some() || running.attempt.info.heartbeat.is_some() {
-                let bytes = details.as_ref().map_or(0, |details| details.data.len());
+                let heartbeat = v1::ActivityHeartbeat { token: Some(key.token()), details };
+                let bytes = heartbeat.encoded_len();
                 // No item may be larger than a frame.
-                if details_bytes + bytes > self.max_frame / 2 && !activities.is_empty() {
+                if item_bytes + bytes > self.max_frame / 2 && !activities.is_empty() {
                     let activities = std::mem::take(&mut activities);
                     self.out.push(heartbeats(activities, Vec::new()));
-                    details_bytes = 0;
+                    item_bytes = 0;
                 }
-                details_bytes += bytes;
-                activities.push(v1::ActivityHeartbeat { token: Some(key.token()), details });
+                item_bytes += bytes;
+                activities.push(heartbeat);
             }
         }
         next = next.max(Duration::from_millis(10));
