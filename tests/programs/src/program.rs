@@ -161,15 +161,7 @@ impl Program {
         fn of(steps: &[Step]) -> u64 {
             let one = |step: &Step| match &step.what {
                 Do::Sleep { ms } | Do::TimeOut { ms } => *ms,
-                Do::All(branches) => branches.iter().map(|one| of(one)).max().unwrap_or(0),
-                Do::First { winner: steps, .. } | Do::Shield(steps) => of(steps),
-                Do::Work(_)
-                | Do::Local(_)
-                | Do::Detached(_)
-                | Do::Receive
-                | Do::Record
-                | Do::Until(_)
-                | Do::Section => 0,
+                other => other.branches().iter().map(|one| of(one)).max().unwrap_or(0),
             };
             steps.iter().map(one).sum()
         }
@@ -192,23 +184,30 @@ impl Program {
     }
 }
 
+impl Do {
+    /// The branches that stand within it.
+    fn branches(&self) -> &[Vec<Step>] {
+        match self {
+            Self::All(branches) => branches,
+            Self::First { winner: steps, .. } | Self::Shield(steps) => std::slice::from_ref(steps),
+            Self::Work(_)
+            | Self::Local(_)
+            | Self::Detached(_)
+            | Self::Sleep { .. }
+            | Self::TimeOut { .. }
+            | Self::Receive
+            | Self::Record
+            | Self::Until(_)
+            | Self::Section => &[],
+        }
+    }
+}
+
 /// Calls `f` with each step, those within others too.
 pub(crate) fn each(steps: &[Step], f: &mut impl FnMut(&Step)) {
     for step in steps {
         f(step);
-        match &step.what {
-            Do::All(branches) => branches.iter().for_each(|branch| each(branch, f)),
-            Do::First { winner: steps, .. } | Do::Shield(steps) => each(steps, f),
-            Do::Work(_)
-            | Do::Local(_)
-            | Do::Detached(_)
-            | Do::Sleep { .. }
-            | Do::TimeOut { .. }
-            | Do::Receive
-            | Do::Record
-            | Do::Until(_)
-            | Do::Section => {}
-        }
+        step.what.branches().iter().for_each(|branch| each(branch, f));
     }
 }
 
@@ -228,20 +227,7 @@ fn simpler_steps(steps: &[Step]) -> Vec<Vec<Step>> {
             all.push(with);
         }
         // What stands within it, in its place.
-        let inner: &[Vec<Step>] = match &step.what {
-            Do::All(branches) => branches,
-            Do::First { winner: steps, .. } | Do::Shield(steps) => std::slice::from_ref(steps),
-            Do::Work(_)
-            | Do::Local(_)
-            | Do::Detached(_)
-            | Do::Sleep { .. }
-            | Do::TimeOut { .. }
-            | Do::Receive
-            | Do::Record
-            | Do::Until(_)
-            | Do::Section => &[],
-        };
-        for inner in inner {
+        for inner in step.what.branches() {
             let mut with = without.clone();
             with.splice(at..at, inner.iter().cloned());
             all.push(with);
@@ -407,11 +393,8 @@ mod tests {
     }
 
     fn levels(steps: &[Step]) -> u32 {
-        let inner = |step: &Step| match &step.what {
-            Do::All(branches) => branches.iter().map(|one| levels(one)).max().unwrap_or(0),
-            Do::First { winner: steps, .. } | Do::Shield(steps) => levels(steps),
-            _ => 0,
-        };
+        let inner =
+            |step: &Step| step.what.branches().iter().map(|one| levels(one)).max().unwrap_or(0);
         1 + steps.iter().map(inner).max().unwrap_or(0)
     }
 
