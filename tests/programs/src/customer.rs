@@ -106,7 +106,12 @@ pub struct Customer {
 impl Customer {
     /// Waits until the server has been seen: a client that never saw one gives up at once.
     pub async fn arrive(&self) {
-        while self.client.server_info().await.is_err() {
+        let look = v1::ListWorkflowsRequest { page_size: 1, ..Default::default() };
+        let ask = || {
+            self.client
+                .call(&look, |mut service, look| async move { service.list_workflows(look).await })
+        };
+        while ask().await.is_err() {
             sleep(self.pace.look).await;
         }
     }
