@@ -137,9 +137,11 @@ fn allows(step: &Step, what: What) -> bool {
                 _ => false,
             },
             Fate::Terminal => what == What::Failed,
-            Fate::TooSlow => {
-                matches!(what, What::TimedOut(TimedOut::StartToClose) | What::OutcomeUnknown)
-            }
+            // Its worker may vanish, or the connection to it, before its time is up.
+            Fate::TooSlow => matches!(
+                what,
+                What::TimedOut(TimedOut::StartToClose | TimedOut::Heartbeat) | What::OutcomeUnknown
+            ),
             Fate::Deadline => what == What::TimedOut(TimedOut::ScheduleToClose),
             Fate::Unserved => what == What::TimedOut(TimedOut::ScheduleToStart),
             Fate::Endless => false,
