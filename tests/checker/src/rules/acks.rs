@@ -130,6 +130,7 @@ fn no_ghost(log: &Log, judge: &mut Judge) {
     }
     for (request_id, own) in effects(log) {
         if let [(run_id, Effect::Terminated)] = own[..]
+            && !asked.contains_key(&request_id)
             && let Some(start) = replaced_by(log, run_id)
         {
             // A start that may do so has ended it, under an id that the server drew.
