@@ -17,7 +17,7 @@ mod sqlite;
 
 pub use crate::engine::HistorySize;
 pub use memory::{CallKind, DatabaseClock, Fault, Faults, MemoryStore, Plan};
-pub use open::{OpenError, OpenOptions, open};
+pub use open::{OpenError, OpenOptions, check_url, open};
 pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
 

@@ -2,7 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::{Store, postgres::PostgresStore, sqlite::SqliteStore};
+use super::{
+    Store,
+    postgres::{self, PostgresStore},
+    sqlite::SqliteStore,
+};
 
 /// How to open a store.
 #[derive(Debug, Clone)]
@@ -77,18 +81,40 @@ pub enum OpenError {
     Database(String),
 }
 
+/// What a url names.
+enum Place<'a> {
+    Sqlite(&'a str),
+    Postgres,
+}
+
+impl<'a> Place<'a> {
+    fn of(url: &'a str) -> Result<Self, OpenError> {
+        match url.split_once("://") {
+            Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path)),
+            Some(("sqlite", _)) => Err(OpenError::Url("sqlite:// names no file".into())),
+            Some(("postgres" | "postgresql", _)) => {
+                postgres::read_url(url)?;
+                Ok(Self::Postgres)
+            }
+            // The rest of a url may hold a password.
+            Some((scheme, _)) => Err(OpenError::Url(format!("{scheme}://…"))),
+            None => Err(OpenError::Url("it has no scheme".into())),
+        }
+    }
+}
+
+/// Says whether a url names a store. Touches neither file nor network.
+///
+/// # Errors
+/// What [`open`] would say of such a url.
+pub fn check_url(url: &str) -> Result<(), OpenError> {
+    Place::of(url).map(drop)
+}
+
 /// Opens `sqlite://path` or `postgres://user@host/database`, and brings its schema up to date.
 pub async fn open(url: &str, options: OpenOptions) -> Result<Arc<dyn Store>, OpenError> {
-    match url.split_once("://") {
-        Some(("sqlite", path)) if !path.is_empty() => {
-            Ok(Arc::new(SqliteStore::open(path.as_ref(), &options).await?))
-        }
-        Some(("sqlite", _)) => Err(OpenError::Url("sqlite:// names no file".into())),
-        Some(("postgres" | "postgresql", _)) => {
-            Ok(Arc::new(PostgresStore::open(url, options).await?))
-        }
-        // The rest of a url may hold a password.
-        Some((scheme, _)) => Err(OpenError::Url(format!("{scheme}://…"))),
-        None => Err(OpenError::Url("it has no scheme".into())),
+    match Place::of(url)? {
+        Place::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path.as_ref(), &options).await?)),
+        Place::Postgres => Ok(Arc::new(PostgresStore::open(url, options).await?)),
     }
 }

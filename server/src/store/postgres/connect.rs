@@ -49,21 +49,26 @@ const SESSION: [(&str, &str); 13] = [
     ("tcp_keepalives_count", "2"),
 ];
 
+/// Reads the url.
+pub(in crate::store) fn read_url(url: &str) -> Result<PgConnectOptions, OpenError> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|error| OpenError::Database(format!("the url cannot be read: {error}")))?;
+    if names_a_user(url) {
+        return Ok(options);
+    }
+    Err(OpenError::Database("the url names no user; write postgres://user@host/database".into()))
+}
+
 /// Reads the url, and finds out whether the way to the database takes session settings: an older
 /// pooler does not.
 pub(super) async fn options(
     url: &str,
     open: &OpenOptions,
 ) -> Result<(PgConnectOptions, PgConnection), OpenError> {
-    let plain = PgConnectOptions::from_str(url)
-        .map_err(|error| OpenError::Database(format!("the url cannot be read: {error}")))?;
-    if !names_a_user(url) {
-        return Err(OpenError::Database(
-            "the url names no user; write postgres://user@host/database".into(),
-        ));
-    }
-    let mut plain =
-        plain.application_name("onward").extra_float_digits(None).disable_statement_logging();
+    let mut plain = read_url(url)?
+        .application_name("onward")
+        .extra_float_digits(None)
+        .disable_statement_logging();
     if open.pg_transaction_pooling {
         plain = plain.statement_cache_capacity(0);
         let connection = connect(&plain).await.map_err(|error| database(&error))?;

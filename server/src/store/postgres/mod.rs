@@ -15,6 +15,8 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
+pub(super) use connect::read_url;
+
 use std::{
     collections::BTreeMap,
     ops::Range,
