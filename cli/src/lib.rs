@@ -16,6 +16,7 @@ mod version;
 mod workflow;
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     process::ExitCode,
 };
@@ -28,11 +29,8 @@ use crate::{
     output::Out,
 };
 
-#[cfg(feature = "mimalloc")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-fn main() -> ExitCode {
+/// Does what this process was called for.
+pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -68,3 +66,23 @@ fn run(command: Command) -> Result<()> {
         }
     }
 }
+
+/// Reads a command line, the name of the program first, and forgets it. For a fuzzer.
+///
+/// # Errors
+/// What the user would be told.
+#[doc(hidden)]
+pub fn check_command_line(words: impl IntoIterator<Item = OsString>) -> Result<(), String> {
+    Cli::try_parse_from(words).map(drop).map_err(|error| error.to_string())
+}
+
+/// Reads the text of a file of settings, and forgets it. For a fuzzer.
+///
+/// # Errors
+/// What the user would be told.
+#[doc(hidden)]
+pub fn check_settings(text: &str) -> Result<(), String> {
+    settings::File::parse(text).map(drop).map_err(|error| error.to_string())
+}
+
+pub use settings::without_secrets;

@@ -43,7 +43,12 @@ impl File {
             Error::Failed(format!("{what} {}: {}", path.display(), error.to_string().trim_end()))
         };
         let text = fs::read_to_string(path).map_err(|error| failed("cannot read", &error))?;
-        toml::from_str(&text).map_err(|error| failed("wrong setting in", &error))
+        Self::parse(&text).map_err(|error| failed("wrong setting in", &error))
+    }
+
+    /// Reads the text of a file.
+    pub(crate) fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
     }
 }
 
@@ -155,34 +160,31 @@ fn default_data_dir() -> Result<PathBuf> {
 }
 
 /// A store's address with its password hidden, for people and logs.
-pub(crate) fn without_secrets(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (rest, query) = match rest.split_once('?') {
-        Some((rest, query)) => (rest, Some(query)),
-        None => (rest, None),
+pub fn without_secrets(url: &str) -> String {
+    let (scheme, rest) = match url.find("://") {
+        Some(end) => url.split_at(end + "://".len()),
+        None => ("", url),
     };
-    let end = rest.find('/').unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let mut shown = format!("{scheme}://");
-    match authority.rsplit_once('@') {
-        Some((user, host)) => {
-            let name = user.split_once(':').map_or(user, |(name, _)| name);
+    let mut shown = scheme.to_owned();
+    let rest = match rest.rsplit_once('@') {
+        // A path may hold any character.
+        Some((user, host)) if scheme != "sqlite://" => {
+            // Whoever forgets to encode a password may have any character in it, up to the last @.
+            let name = user.split([':', '/', '?']).next().unwrap_or_default();
             shown.push_str(name);
             shown.push_str(if name.len() < user.len() { ":***@" } else { "@" });
-            shown.push_str(host);
+            host
         }
-        None => shown.push_str(authority),
-    }
+        _ => rest,
+    };
+    let Some((path, query)) = rest.split_once('?') else { return shown + rest };
     shown.push_str(path);
-    if let Some(query) = query {
-        let parameters = query.split('&').map(|parameter| match parameter.split_once('=') {
-            Some((name, _)) if name.contains("password") => format!("{name}=***"),
-            _ => parameter.to_owned(),
-        });
-        shown.push('?');
-        shown.push_str(&parameters.collect::<Vec<_>>().join("&"));
-    }
-    shown
+    shown.push('?');
+    let parameters = query.split('&').map(|parameter| match parameter.split_once('=') {
+        Some((name, _)) if name.contains("password") => format!("{name}=***"),
+        _ => parameter.to_owned(),
+    });
+    shown + &parameters.collect::<Vec<_>>().join("&")
 }
 
 #[cfg(test)]
@@ -266,6 +268,10 @@ mod tests {
             ("postgres://u@h/db", "postgres://u@h/db"),
             ("postgres://h/db?user=u&password=secret", "postgres://h/db?user=u&password=***"),
             ("postgres://u:a@b@h", "postgres://u:***@h"),
+            ("postgres://u:a/b@h/db", "postgres://u:***@h/db"),
+            ("postgres://u:a?b@h/db", "postgres://u:***@h/db"),
+            ("postgres://u:a:b#c@h/db", "postgres://u:***@h/db"),
+            ("u:secret@h/db", "u:***@h/db"),
             ("sqlite:///var/lib/a@b.db", "sqlite:///var/lib/a@b.db"),
             ("memory:", "memory:"),
         ] {
