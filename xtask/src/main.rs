@@ -1,5 +1,6 @@
 //! Commands for those who work on Onward: each layer of its proof by itself.
 
+mod fuzz;
 mod sim;
 
 use std::process::ExitCode;
@@ -15,12 +16,15 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Feeds every decoder and parser what it does not expect, or a server random calls.
+    Fuzz(fuzz::Args),
     /// Plays stories of whole nodes, workers and clients in virtual time, each from its seed.
     Sim(sim::Args),
 }
 
 fn main() -> ExitCode {
     match Args::parse().command {
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Sim(args) => sim::run(&args),
     }
 }

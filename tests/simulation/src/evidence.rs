@@ -12,7 +12,7 @@ use prost::Message as _;
 use crate::diary::Diary;
 
 /// Everything that is durable, and each history as a reader gets it.
-pub(crate) async fn store(store: &MemoryStore, client: &Client) -> Log {
+pub async fn store(store: &MemoryStore, client: &Client) -> Log {
     let shards = store.shards(1).await.expect("this connection has no faults").rows;
     let mut runs = Vec::new();
     let mut list =
@@ -92,7 +92,7 @@ async fn history(client: &Client, row: &RunRow) -> Vec<HistoryEvent> {
 }
 
 /// What the server says of a run that should have ended.
-pub(crate) async fn why_open(client: &Client, workflow_id: &str) -> String {
+pub async fn why_open(client: &Client, workflow_id: &str) -> String {
     let request =
         v1::DescribeWorkflowRequest { workflow_id: workflow_id.to_owned(), ..Default::default() };
     let described = client.call(&request, |mut service, request| async move {

@@ -10,7 +10,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod diary;
-mod evidence;
+pub mod evidence;
 mod fate;
 mod host;
 mod net;

@@ -121,6 +121,18 @@ fn dependencies_between_our_crates_point_one_way() {
             "onward-simulation",
             &["onward-checker", "onward-programs", "onward-proto", "onward-server", "onward"],
         ),
+        (
+            "onward-fuzzing",
+            &[
+                "onward-checker",
+                "onward-cli",
+                "onward-programs",
+                "onward-proto",
+                "onward-server",
+                "onward-simulation",
+                "onward",
+            ],
+        ),
         ("onward-example-hello", &["onward"]),
         ("onward-example-orders", &["onward"]),
     ]);
