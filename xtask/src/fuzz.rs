@@ -3,8 +3,14 @@
 use std::{
     env, fs,
     io::{self, Write as _},
+    num::NonZero,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Output},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
     time::Instant,
 };
 
@@ -62,25 +68,38 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn storms(seed: u64, rpcs: u64) -> ExitCode {
+fn storms(first: u64, rpcs: u64) -> ExitCode {
     let began = Instant::now();
-    let (mut done, mut runs, mut customers, mut wrong) = (0, 0, 0, 0);
-    for seed in seed.. {
-        let summary = Storm { seed, rpcs: STORM.min(rpcs - done) }.rage();
-        for what in &summary.wrong {
-            println!("FAIL {what}");
+    let storms = rpcs.div_ceil(STORM);
+    let next = AtomicU64::new(0);
+    let total = Mutex::new((0, 0, 0, 0));
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= storms {
+                        return;
+                    }
+                    let seed = first + n;
+                    let summary = Storm { seed, rpcs: STORM.min(rpcs - n * STORM) }.rage();
+                    let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                    for what in &summary.wrong {
+                        println!("FAIL {what}");
+                    }
+                    println!("seed={seed} {summary}");
+                    total.0 += summary.rpcs;
+                    total.1 += summary.runs;
+                    total.2 += summary.customers;
+                    total.3 += summary.wrong.len();
+                }
+            });
         }
-        println!("seed={seed} {summary}");
-        done += summary.rpcs;
-        runs += summary.runs;
-        customers += summary.customers;
-        wrong += summary.wrong.len();
-        if wrong > 0 || done >= rpcs {
-            break;
-        }
-    }
+    });
+    let (rpcs, runs, customers, wrong) = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     let seconds = began.elapsed().as_secs();
-    println!("RPCS rpcs={done} runs={runs} customers={customers} wrong={wrong} wall={seconds}s");
+    println!("RPCS rpcs={rpcs} runs={runs} customers={customers} wrong={wrong} wall={seconds}s");
     if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -277,7 +277,7 @@ fn connection_bytes() -> Vec<Vec<u8>> {
 fn stored_runs(runs: &[Recorded]) -> Vec<Vec<u8>> {
     let commands = draw::commands(3);
     let stored = runs.iter().map(|Recorded { stored, .. }| {
-        let mut pending: Vec<_> = stored.pending.iter().cloned().collect();
+        let mut pending = stored.pending.clone();
         let rows = stored.journal.iter().filter_map(|row| v1::JournalRow::decode(row.clone()).ok());
         let scheduled =
             rows.flat_map(|row| row.records).find_map(|record| match record.attributes {

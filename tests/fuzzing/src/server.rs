@@ -38,7 +38,7 @@ const MAX_ANSWER: usize = 16 << 20;
 pub(crate) const DAWN_US: i64 = 1_790_000_000_000_000;
 
 /// Codes that say to a caller what it did wrong. All else says that the server did.
-pub(crate) const REFUSALS: [Code; 6] = [
+const REFUSALS: [Code; 6] = [
     Code::InvalidArgument,
     Code::NotFound,
     Code::AlreadyExists,
@@ -47,6 +47,13 @@ pub(crate) const REFUSALS: [Code; 6] = [
     // What the transport says of a message that is larger than any may be.
     Code::OutOfRange,
 ];
+
+/// Whether a status says to the caller of a method what it did wrong.
+pub(crate) fn is_refusal(path: &str, code: Code) -> bool {
+    // A task that was taken from its worker meanwhile is nobody's mistake.
+    let is_stale = code == Code::Aborted && path.ends_with("/TaskHistory");
+    is_stale || REFUSALS.contains(&code)
+}
 
 /// A runtime whose clock moves when there is nothing to do.
 pub(crate) fn runtime() -> (Runtime, LocalSet) {

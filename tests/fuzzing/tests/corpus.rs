@@ -72,17 +72,18 @@ fn feed(now: &Now) {
     for target in TARGETS {
         let began = Instant::now();
         let corpus = corpus(*target);
-        let mut rng = fastrand::Rng::with_seed(1);
-        let mut take = |input: Vec<u8>| {
+        let take = |input: Vec<u8>| {
             *now.lock().unwrap() = (Instant::now(), *target, input.clone());
             if let Err(wrong) = target.try_take(&input) {
                 panic!("{wrong}\nfed with {}", hex(&input));
             }
         };
-        corpus.iter().cloned().for_each(&mut take);
+        corpus.iter().cloned().for_each(take);
+        let mut rng = fastrand::Rng::with_seed(1);
         for _ in 0..target.inputs {
             let mut input = corpus[rng.usize(0..corpus.len())].clone();
-            mutate(&mut rng, &mut input, &corpus[rng.usize(0..corpus.len())]);
+            let other = &corpus[rng.usize(0..corpus.len())];
+            mutate(&mut rng, &mut input, other);
             take(input);
         }
         let (files, ms) = (corpus.len(), began.elapsed().as_millis());

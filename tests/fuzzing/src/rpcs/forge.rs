@@ -352,7 +352,6 @@ impl<'a> Forge<'a> {
                 self.pick(|lore| &lore.run_ids)
             }
             "run_id" if self.is_frame => Bytes::from_static(&[7; 16]),
-            "run_id" => Bytes::new(),
             "request_id" if !lore.request_ids.is_empty() && self.rng.u8(0..10) == 0 => {
                 self.pick(|lore| &lore.request_ids)
             }
@@ -364,7 +363,7 @@ impl<'a> Forge<'a> {
             "page_token" | "position" if !lore.places.is_empty() && self.rng.u8(0..4) == 0 => {
                 self.pick(|lore| &lore.places)
             }
-            "page_token" | "position" => Bytes::new(),
+            "run_id" | "page_token" | "position" => Bytes::new(),
             "data" | "value" => Bytes::from_static(b"7"),
             _ => return None,
         })
@@ -373,11 +372,10 @@ impl<'a> Forge<'a> {
     fn good_number(&mut self, name: &str) -> i64 {
         match name {
             "protocol" => PROTOCOL.into(),
-            "part" | "parts" => 0,
+            "part" | "parts" | "slot_from" => 0,
             "priority" => self.rng.i64(-3..4),
             "workflow" | "activity" | "page_size" => self.rng.i64(0..50),
             "max_bytes" => [0, 1, 1_000, 1 << 20][self.rng.usize(0..4)],
-            "slot_from" => 0,
             "slot_to" => 1_024,
             name if name.ends_with("_us") => {
                 [0, 0, 1_000, 500_000, 30_000_000, 3_600_000_000][self.rng.usize(0..6)]

@@ -1,13 +1,14 @@
 //! One of those who mean no good: calls of all methods, and sessions of a worker that is none.
 
 use std::{
+    fmt::{self, Write as _},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     rc::Rc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use prost_reflect::{DynamicMessage, MethodDescriptor, Value};
+use prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor, Value};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::mpsc,
@@ -18,13 +19,13 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming, codegen::http::uri::PathAndQuery};
 
 use super::{PAUSE, World, forge::Forge, is_session, path};
-use crate::server::{Caller, REFUSALS};
+use crate::server::{Caller, is_refusal};
 
 /// A call that does not wait is answered within this time: by the virtual clock, and by the time
 /// of the processor, which counts what others ask for meanwhile as well.
 const PROMPT: Duration = Duration::from_secs(1);
 /// A call that may wait does so for no longer.
-const PATIENT: Duration = Duration::from_secs(60);
+const PATIENT: Duration = Duration::from_mins(1);
 /// Calls that may wait.
 const WAITING: [&str; 3] = ["ExecuteWorkflow", "GetWorkflowHistory", "WaitWorkflowResult"];
 /// Most frames of a session.
@@ -62,16 +63,16 @@ async fn call(
     number: u64,
     rng: &mut fastrand::Rng,
 ) {
-    let (message, bytes) = {
+    let input = method.input();
+    let bytes = {
         let mut lore = world.lore.borrow_mut();
         let mut forge = Forge::new(rng, &mut lore);
-        let message = forge.request(&method.input());
-        let bytes = forge.bytes(&message);
-        (message, bytes)
+        let message = forge.request(&input);
+        forge.bytes(&message)
     };
     let name = path(method);
     let wrong = |what: &str| {
-        world.wrong(format_args!("rpc={number} {name} {what}: {}", shown(&message, &bytes)));
+        world.wrong(format_args!("rpc={number} {name} {what}: {}", shown(&input, &bytes)));
     };
     let within = if WAITING.contains(&method.name()) { PATIENT } else { PROMPT };
     let began = processor_time();
@@ -94,7 +95,7 @@ async fn call(
         }
         Err(status) => {
             take_down(world, &name, status.code());
-            if !REFUSALS.contains(&status.code()) {
+            if !is_refusal(&name, status.code()) {
                 wrong(&format!("was answered with {:?} {:?}", status.code(), status.message()));
             }
         }
@@ -120,7 +121,7 @@ async fn session(
             world.reached(format!("item {kind}"));
         }
         let bytes = forge.bytes(&message);
-        said.push(shown(&message, &bytes));
+        said.push(bytes.clone());
         bytes
     };
     let (frames, stream) = mpsc::unbounded_channel();
@@ -157,6 +158,7 @@ async fn session(
         }
     }
     if let Some(wrong) = wrong {
+        let said: Vec<_> = said.iter().map(|bytes| shown(&input, bytes)).collect();
         world.wrong(format_args!("rpc={number} {name} {wrong}: {}", said.join("; ")));
     }
 }
@@ -164,7 +166,7 @@ async fn session(
 /// What came of a stream that ended with a status.
 fn ended(world: &World, name: &str, status: &Status) -> Option<String> {
     take_down(world, name, status.code());
-    let bad = !REFUSALS.contains(&status.code());
+    let bad = !is_refusal(name, status.code());
     bad.then(|| format!("ended with {:?} {:?}", status.code(), status.message()))
 }
 
@@ -220,15 +222,42 @@ fn way(path: &str) -> PathAndQuery {
     PathAndQuery::try_from(path).expect("the name of a method is a path")
 }
 
-/// A request as it is printed: what it was drawn as, and what was sent if that is something else.
-fn shown(message: &DynamicMessage, bytes: &Bytes) -> String {
-    let mut text = format!("{message:?}");
-    if prost::Message::encode_to_vec(message) != *bytes {
-        let hex: String = bytes.iter().take(SHOWN / 2).map(|byte| format!("{byte:02x}")).collect();
-        text = format!("{text} sent as 0x{hex}");
+/// A message as it is printed: its fields, or its bytes if they are none.
+fn shown(descriptor: &MessageDescriptor, bytes: &Bytes) -> String {
+    let mut text = String::new();
+    match DynamicMessage::decode(descriptor.clone(), bytes.clone()) {
+        Ok(message) => write_fields(&mut text, &message),
+        Err(_) => write!(text, "{bytes:x}"),
     }
+    .expect("a string takes all that is written");
     text.truncate(text.floor_char_boundary(SHOWN));
     text
+}
+
+fn write_fields(text: &mut String, message: &DynamicMessage) -> fmt::Result {
+    write!(text, "{{")?;
+    for (field, value) in message.fields() {
+        if text.len() > SHOWN {
+            break;
+        }
+        write!(text, " {}:", field.name())?;
+        write_value(text, value)?;
+    }
+    write!(text, " }}")
+}
+
+fn write_value(text: &mut String, value: &Value) -> fmt::Result {
+    match value {
+        Value::Message(message) => write_fields(text, message),
+        Value::List(list) => list.iter().take(20).try_for_each(|value| write_value(text, value)),
+        Value::Map(map) => map.iter().take(20).try_for_each(|(key, value)| {
+            write!(text, "{key:?}=")?;
+            write_value(text, value)
+        }),
+        Value::Bytes(bytes) => write!(text, "{:?}", bytes.slice(..bytes.len().min(100))),
+        Value::String(value) => write!(text, "{:?}", &value[..value.floor_char_boundary(100)]),
+        other => write!(text, "{other:?}"),
+    }
 }
 
 /// The time that this thread's processor has spent on it.

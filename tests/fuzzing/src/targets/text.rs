@@ -54,8 +54,7 @@ pub(crate) fn store_urls(input: &[u8]) {
     drop(store::check_url(&text));
     drop(onward_cli::without_secrets(&text));
     let url = format!("postgres://user:hidden{text}hidden@host/database");
-    let told = store::check_url(&url).map_or_else(|error| error.to_string(), |()| String::new());
-    for shown in [onward_cli::without_secrets(&url), told] {
-        assert!(!shown.contains("hidden"), "{shown}");
-    }
+    drop(store::check_url(&url));
+    let shown = onward_cli::without_secrets(&url);
+    assert!(!shown.contains("hidden"), "{shown}");
 }
