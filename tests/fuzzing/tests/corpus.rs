@@ -1,4 +1,5 @@
 //! The corpus of every fuzzer, and what is nearly in it, without a fuzzer.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     fs,
@@ -8,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use onward_fuzzing::{TARGETS, Target, mutate};
 
 /// An input that takes longer hangs.
@@ -92,5 +94,5 @@ fn feed(now: &Now) {
 }
 
 fn hex(input: &[u8]) -> String {
-    input.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Bytes::copy_from_slice(input))
 }
