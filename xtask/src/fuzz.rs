@@ -1,6 +1,7 @@
 //! `cargo xtask fuzz`: coverage-guided fuzzers, and storms of calls.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     io::{self, Write as _},
     num::NonZero,
@@ -26,9 +27,9 @@ const COUNTING: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Ccodegen-units=1";
 /// Calls of one storm; more are several storms.
 const STORM: u64 = 20_000;
-/// Files of a target that are kept, and the bytes of one.
-const FILES: usize = 64;
-const BYTES: u64 = 8 << 10;
+/// Files of a target that are kept beside those that were sown, and the most bytes of one.
+const FILES: usize = 32;
+const BYTES: usize = 8 << 10;
 
 /// What to fuzz.
 #[derive(clap::Args)]
@@ -39,7 +40,7 @@ pub(crate) struct Args {
     /// One target only.
     #[arg(long)]
     target: Option<String>,
-    /// Keep what reaches new code in the corpus, as few and as small files as do.
+    /// Keep some of what reaches new code in the corpus.
     #[arg(long)]
     keep: bool,
     /// Write the corpus that fuzzing begins with anew, from real messages.
@@ -110,6 +111,11 @@ fn root() -> PathBuf {
 
 fn corpus(target: &str) -> PathBuf {
     root().join("fuzz/corpus").join(target)
+}
+
+/// Whether a file is one that was made of real messages: fuzzers give longer names.
+fn is_sown(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.len() == 16)
 }
 
 fn sow() -> io::Result<bool> {
@@ -230,7 +236,7 @@ impl Fuzzer {
         writeln!(out, "  all of it: {}", path.display())
     }
 
-    /// Makes the corpus anew: of all there is, the fewest and smallest files that reach as much.
+    /// Adds to what was sown: of all that was found, few files that reach much.
     fn keep(&self) -> io::Result<()> {
         let (merged, own) = (self.dir.join("merged"), corpus(self.name));
         if merged.exists() {
@@ -245,20 +251,31 @@ impl Fuzzer {
         if !status.success() {
             return Err(io::Error::other(format!("{} cannot merge its corpus", self.name)));
         }
+        let mut sown = BTreeSet::new();
+        for entry in fs::read_dir(&own)? {
+            let path = entry?.path();
+            if is_sown(&path) {
+                sown.insert(fs::read(path)?);
+            } else {
+                fs::remove_file(path)?;
+            }
+        }
         let mut files = Vec::new();
         for entry in fs::read_dir(&merged)? {
             let path = entry?.path();
-            files.push((fs::metadata(&path)?.len(), path));
+            let input = fs::read(&path)?;
+            if input.len() <= BYTES && !sown.contains(&input) {
+                files.push((input.len(), path));
+            }
         }
-        files.retain(|(len, _)| *len <= BYTES);
+        // Of all sizes: the smallest alone would not go deep.
         files.sort();
-        files.truncate(FILES);
-        fs::remove_dir_all(&own)?;
-        fs::create_dir_all(&own)?;
+        let step = files.len().div_ceil(FILES).max(1);
+        let files: Vec<_> = files.into_iter().step_by(step).collect();
         for (_, path) in &files {
             fs::copy(path, own.join(path.file_name().unwrap_or_default()))?;
         }
-        println!("{}: {} files are kept", self.name, files.len());
+        println!("{}: {} found files are kept", self.name, files.len());
         Ok(())
     }
 }
