@@ -1,5 +1,6 @@
 //! Commands for those who work on Onward: each layer of its proof by itself.
 
+mod chaos;
 mod sim;
 
 use std::process::ExitCode;
@@ -17,10 +18,13 @@ struct Args {
 enum Command {
     /// Plays stories of whole nodes, workers and clients in virtual time, each from its seed.
     Sim(sim::Args),
+    /// Lets everything happen to real servers, workers and databases while programs go through.
+    Chaos(chaos::Args),
 }
 
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Sim(args) => sim::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
     }
 }

@@ -21,7 +21,7 @@ pub use ledger::{Effect, Ledger};
 pub use load::{Ended, Faults, Load};
 pub use process::{Process, free_port, program, within};
 pub use server::{Server, StoreUrl, client_of};
-pub use store::{Batch, assert_single_writer, postgres_batches, sqlite_batches};
+pub use store::{Batch, Runs, assert_single_writer, postgres_batches, sqlite_batches};
 pub use worker::WorkerProcess;
 
 /// The task queue of all tests but those that need another.

@@ -1,4 +1,4 @@
-//! A worker process, `crash-worker`.
+//! A worker process, `crash-worker` or another.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +7,7 @@ use crate::{Process, QUEUE, process::program};
 /// A worker that can be killed, frozen and started again.
 #[derive(Debug)]
 pub struct WorkerProcess {
+    program: &'static str,
     args: Vec<String>,
     log: PathBuf,
     process: Process,
@@ -24,10 +25,14 @@ impl WorkerProcess {
         let mut all = vec!["--address", address, "--ledger", &ledger, "--name", name];
         all.extend(["--queue", QUEUE]);
         all.extend(args);
-        let args: Vec<String> = all.into_iter().map(str::to_owned).collect();
-        let log = dir.join(format!("worker-{name}.log"));
-        let process = Process::start(&program("crash-worker"), &args, &log);
-        Self { args, log, process }
+        let args = all.into_iter().map(str::to_owned).collect();
+        Self::of("crash-worker", args, dir.join(format!("worker-{name}.log")))
+    }
+
+    /// Starts a worker of another program, which logs to this file.
+    pub fn of(name: &'static str, args: Vec<String>, log: PathBuf) -> Self {
+        let process = Process::start(&program(name), &args, &log);
+        Self { program: name, args, log, process }
     }
 
     /// Ends it with SIGKILL.
@@ -38,7 +43,7 @@ impl WorkerProcess {
 
     /// Starts it again, as a new process of the same name.
     pub fn start_again(&mut self) {
-        self.process = Process::start(&program("crash-worker"), &self.args, &self.log);
+        self.process = Process::start(&program(self.program), &self.args, &self.log);
     }
 
     /// Asks it to end, and waits until it has.
