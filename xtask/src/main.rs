@@ -1,6 +1,7 @@
 //! Commands for those who work on Onward: each layer of its proof by itself.
 
 mod chaos;
+mod seeded;
 mod sim;
 
 use std::process::ExitCode;
@@ -18,6 +19,8 @@ struct Args {
 enum Command {
     /// Plays stories of whole nodes, workers and clients in virtual time, each from its seed.
     Sim(sim::Args),
+    /// Turns on bugs one by one, and shows that the simulation finds each.
+    Seeded(seeded::Args),
     /// Lets everything happen to real servers, workers and databases while programs go through.
     Chaos(chaos::Args),
 }
@@ -25,6 +28,7 @@ enum Command {
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Sim(args) => sim::run(&args),
+        Command::Seeded(args) => seeded::run(&args),
         Command::Chaos(args) => chaos::run(&args),
     }
 }

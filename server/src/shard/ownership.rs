@@ -9,7 +9,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use onward_proto::v1::{Claim, server_item};
+use onward_proto::{
+    SeededBug,
+    v1::{Claim, server_item},
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
@@ -124,6 +127,7 @@ impl Shard {
             || row.node_id == Some(self.node.id)
             || self.node.store.is_exclusive()
             || unchanged > LEASE
+            || SeededBug::TakeAtSight.is_on()
     }
 
     async fn try_take(&self, row: ShardRow) -> Option<(Owned, Duration)> {

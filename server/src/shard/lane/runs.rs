@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use onward_proto::{RunId, Timestamp};
+use onward_proto::{RunId, SeededBug, Timestamp};
 
 use super::Lane;
 use crate::shard::message::Request;
@@ -112,6 +112,7 @@ impl Entry {
     pub(super) fn wake_at(&self) -> WakeAt {
         match self.run.wake() {
             Wake::Hot(_) => WakeAt::Hot,
+            Wake::Cold(_) if SeededBug::SleepForEver.is_on() => WakeAt::Never,
             Wake::Cold(deadline) => WakeAt::At(deadline),
             Wake::Never => WakeAt::Never,
         }
