@@ -111,6 +111,7 @@ fn dependencies_between_our_crates_point_one_way() {
     let arrows: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("onward-proto", &[][..]),
         ("onward-macros", &[]),
+        ("onward-models", &[]),
         ("onward-test-postgres", &[]),
         ("onward", &["onward-macros", "onward-proto"]),
         ("onward-server", &["onward-proto"]),
