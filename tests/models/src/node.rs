@@ -120,7 +120,7 @@ impl Node {
     pub fn look(&mut self, now: Tick, row: ShardRow, faults: Faults) {
         let Task::Watching(watched) = self.task else { return };
         let since = watched.filter(|(seen, _)| *seen == row).map_or(now, |(_, since)| since);
-        self.task = if self.may_take(&row, now, now - since, faults) {
+        self.task = if self.may_take(row, now, now - since, faults) {
             // `Shard::try_take`
             let take = Take { watched: row, node: self.id, id: self.draw() };
             Task::Taking(Call::new(take, now), since)
@@ -130,7 +130,7 @@ impl Node {
     }
 
     /// `Shard::may_take`.
-    fn may_take(&self, row: &ShardRow, now: Tick, unchanged: Tick, faults: Faults) -> bool {
+    fn may_take(&self, row: ShardRow, now: Tick, unchanged: Tick, faults: Faults) -> bool {
         row.lease_until.is_none()
             || row.node == Some(self.id)
             || unchanged > LEASE
@@ -249,7 +249,7 @@ impl Node {
                 lane.renewed = lane.renewed.max(call.renewed(now, faults));
                 lane.release(now, None)
             }
-            Some(Verdict::Fenced | Verdict::Rewound) if lane.is_at(&call.request) => {
+            Some(Verdict::Fenced | Verdict::Rewound) if lane.is_at(call.request) => {
                 self.on_fenced(faults)
             }
             _ => Vec::new(),
@@ -349,7 +349,7 @@ impl Lane {
     }
 
     /// `Lease::is_at`.
-    fn is_at(&self, renewal: &Renewal) -> bool {
+    fn is_at(&self, renewal: Renewal) -> bool {
         let Owned { epoch, seq, .. } = self.owned;
         self.writing.is_none() && (epoch, seq) == (renewal.epoch, renewal.seq)
     }

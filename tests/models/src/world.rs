@@ -269,7 +269,7 @@ impl Protocol {
                 let resolved = database.resolve(now, &call.request, self.faults);
                 call.answer = Some(resolved);
                 let request = call.request;
-                world.deny(&request, resolved);
+                world.deny(request, resolved);
             }
             Task::Watching(_) | Task::Serving(_) => {}
         }
@@ -286,7 +286,7 @@ impl Protocol {
             }
             Ghost::Resolve(resolve) => {
                 let resolved = database.resolve(now, &resolve, self.faults);
-                world.deny(&resolve, resolved);
+                world.deny(resolve, resolved);
             }
             Ghost::Take(take) => {
                 database.take(now, &take, self.faults);
@@ -368,7 +368,7 @@ impl Protocol {
 
 impl World {
     /// A resolve was carried out.
-    fn deny(&mut self, resolve: &Resolve, resolved: Resolved) {
+    fn deny(&mut self, resolve: Resolve, resolved: Resolved) {
         let denial = (resolve.batch, resolve.id);
         if let Resolved::Owned { landed: false, .. } = resolved
             && !self.denied.contains(&denial)
