@@ -88,7 +88,8 @@ impl Shard {
                         break;
                     }
                     LaneEnd::Drained(last) => {
-                        if let Err(error) = self.node.store.release(shard, last.epoch).await {
+                        let released = self.node.store.release(shard, self.node.id, last.epoch);
+                        if let Err(error) = released.await {
                             tracing::warn!(%shard, %error, "the lease could not be released");
                         }
                         return;

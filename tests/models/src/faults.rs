@@ -33,15 +33,9 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// The server as it is: its resolve and release go by the epoch, and `Lane::on_loaded` does not
-    /// ask for the lease. That does no harm unless a failover takes back a takeover, or what a
-    /// successor wrote and the lane has read.
-    pub const SERVER: Self = Self {
-        resolve_of_any_owner: true,
-        release_of_any_owner: true,
-        read_without_lease: true,
-        ..Self::NONE
-    };
+    /// The server as it is: `Lane::on_loaded` does not ask for the lease. That does no harm unless a
+    /// failover takes back what a successor wrote and the lane has read.
+    pub const SERVER: Self = Self { read_without_lease: true, ..Self::NONE };
 
     /// Every rule holds.
     pub const NONE: Self = Self {
