@@ -15,6 +15,9 @@ mod outbox;
 mod queue;
 mod session;
 
+#[cfg(test)]
+mod properties;
+
 pub use outbox::Outbox;
 pub use queue::{Match, Offer, OfferKind, Rank};
 pub use session::{Session, SessionInfo};

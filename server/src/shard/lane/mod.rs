@@ -22,6 +22,9 @@ mod tasks;
 mod waiting;
 mod workers;
 
+#[cfg(test)]
+mod properties;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Range,
