@@ -221,3 +221,49 @@ async fn drain_when_stopped(mut stop: watch::Receiver<bool>, mail: Mailbox) {
     // A lane that has ended needs no drain.
     mail.put(Mail::Drain).await;
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use onward_proto::Timestamp;
+
+    use super::*;
+    use crate::{
+        engine::Limits,
+        env::{Env, TokioBootClock},
+        shard::NodeOptions,
+        store::{CallKind, Fault, MemoryStore, Store as _},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_counts_from_the_first_take_that_may_have_begun_it() {
+        let store = MemoryStore::new(|| Timestamp::from_micros(1));
+        let node = Node::new(NodeOptions {
+            env: Env::seeded(Arc::new(TokioBootClock::start()), 1),
+            store: Arc::new(store.clone()),
+            limits: Limits::default(),
+            cache_bytes: 0,
+            waiting_bytes: 0,
+            shards: 1,
+        });
+        let row = store.shards(1).await.unwrap().rows.remove(0);
+        // The second attempt does it, the fourth one hears of it.
+        for fault in [Fault::Refuse, Fault::LoseReply, Fault::Refuse] {
+            store.faults().push(CallKind::Take, fault);
+        }
+        let (_stop, stopped) = watch::channel(false);
+        let shard = Shard {
+            node: Arc::clone(&node),
+            row: row.clone(),
+            stop: stopped,
+            due_asks: mpsc::channel(1).0,
+            shards_asks: mpsc::channel(1).0,
+        };
+        let begun = node.env.boot();
+        let (_, renewed) = shard.try_take(row).await.unwrap();
+        let told = node.env.boot();
+        assert!(told - begun >= 3 * RETRY);
+        assert!((RETRY..2 * RETRY).contains(&(renewed - begun)), "{:?}", renewed - begun);
+    }
+}
