@@ -104,7 +104,7 @@ impl SeededBug {
 
     /// Whether it is turned on.
     #[cfg(not(feature = "seeded-bugs"))]
-    #[inline(always)]
+    #[inline]
     pub const fn is_on(self) -> bool {
         false
     }

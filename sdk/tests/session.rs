@@ -865,7 +865,7 @@ async fn what_the_server_would_refuse_fails_by_the_limit_that_it_has_named() {
 #[workflow]
 async fn no_time_left(ctx: &Ctx) -> onward::Result<String> {
     let retry = Retry::attempts(3).initial(Duration::MAX).max_interval(Duration::MAX);
-    let call = explode(ctx.local()).deadline(Duration::from_secs(60)).retry(retry);
+    let call = explode(ctx.local()).deadline(Duration::from_mins(1)).retry(retry);
     Ok(format!("{:?}", call.await.unwrap_err()))
 }
 

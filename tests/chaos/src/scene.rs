@@ -181,10 +181,8 @@ impl Postgres {
         let database = url.split(['/', '?']).nth(3).unwrap().to_owned();
         let wire = PostgresProxy::start(cluster.tcp_port()).await;
         let way = Proxy::start(wire.port()).await;
-        let server_url = format!(
-            "postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable",
-            way.port()
-        );
+        let server_url =
+            format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", way.port());
         Self { cluster, url, wire, way, server_url }
     }
 }

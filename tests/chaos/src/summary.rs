@@ -32,7 +32,11 @@ impl Summary {
         let violations = self.report.violations().iter().map(ToString::to_string);
         let wrong: Vec<_> = violations.chain(self.wrong.iter().cloned()).take(20).collect();
         if !wrong.is_empty() {
-            return Some(format!("{}\nlogs and data are in {}", wrong.join("\n"), self.dir.display()));
+            return Some(format!(
+                "{}\nlogs and data are in {}",
+                wrong.join("\n"),
+                self.dir.display()
+            ));
         }
         let mut idle = match self.report.verdict() {
             Verdict::Void(idle) => idle.into_iter().map(str::to_owned).collect(),

@@ -145,7 +145,8 @@ pub(crate) async fn befall(
             };
             match trouble {
                 Trouble::StallLink => {
-                    let (there, back) = [(true, true), (true, false), (false, true)][rng.usize(0..3)];
+                    let (there, back) =
+                        [(true, true), (true, false), (false, true)][rng.usize(0..3)];
                     link.stall(there, back);
                     sleep(lasts).await;
                     link.stall(false, false);

@@ -7,8 +7,8 @@ use crate::{
     Log,
     judge::Report,
     log::{
-        Batch, Call, Conflict, End, Ending, Execution, JournalRow, Listed, Operation,
-        Outcome, Read, Refusal, Replay, Reply, Reuse, Run, Snapshot, Wait, Wake, fingerprint,
+        Batch, Call, Conflict, End, Ending, Execution, JournalRow, Listed, Operation, Outcome,
+        Read, Refusal, Replay, Reply, Reuse, Run, Snapshot, Wait, Wake, fingerprint,
     },
     rules::RULES,
 };

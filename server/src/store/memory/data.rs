@@ -298,11 +298,8 @@ impl Data {
             return Ok(Committed::Fenced);
         };
         let newest = self.newest_batch(batch.shard_id);
-        let commit_seq = if SeededBug::CommitWithoutFence.is_on() {
-            newest.0 + 1
-        } else {
-            batch.commit_seq
-        };
+        let commit_seq =
+            if SeededBug::CommitWithoutFence.is_on() { newest.0 + 1 } else { batch.commit_seq };
         let follows = newest == (batch.commit_seq.wrapping_sub(1), Some(batch.previous));
         let is_owned = shard.epoch == batch.epoch && follows;
         if !is_owned && !SeededBug::CommitWithoutFence.is_on() {

@@ -18,8 +18,8 @@ use std::{
 use onward_proto::{NamespaceId, RunId, Timestamp};
 
 use super::{
-    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, Renewal,
-    Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards, Store, Take, Taken,
+    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, NodeId,
+    Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards, Store, Take, Taken,
 };
 use data::{Answer, Data, Write};
 pub use faults::{CallKind, Fault, Faults, Plan};

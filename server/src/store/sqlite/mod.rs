@@ -38,7 +38,7 @@ use tokio::{
 };
 
 use super::{
-    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun,
+    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, NodeId,
     OpenError, OpenOptions, Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards,
     Store, Take, Taken, hot_after,
     row::{self, StoredRow},

@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        Batch, CommitId, Committed, Error, Renewal, Renewed, Resolve, Resolved, Result, ShardId,
-        ShardRow, Shards, Take, Taken, Verdict, even_shards,
+        Batch, CommitId, Committed, Error, NodeId, Renewal, Renewed, Resolve, Resolved, Result,
+        ShardId, ShardRow, Shards, Take, Taken, Verdict, even_shards,
         row::{self, StoredRow},
     },
     arguments, error, statements,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use onward::Client;
 use onward_system_tests::{
-    Faults, Load, Process, QUEUE, Runs, Server, StoreUrl, WorkerProcess, assert_single_writer, client_of,
-    postgres_batches, program, proxy::Proxy, within, workflows::five_steps,
+    Faults, Load, Process, QUEUE, Runs, Server, StoreUrl, WorkerProcess, assert_single_writer,
+    client_of, postgres_batches, program, proxy::Proxy, within, workflows::five_steps,
 };
 use onward_test_postgres::Cluster;
 
