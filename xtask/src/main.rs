@@ -1,6 +1,7 @@
 //! Commands for those who work on Onward: each layer of its proof by itself.
 
 mod chaos;
+mod histories;
 mod seeded;
 mod sim;
 
@@ -23,6 +24,8 @@ enum Command {
     Seeded(seeded::Args),
     /// Lets everything happen to real servers, workers and databases while programs go through.
     Chaos(chaos::Args),
+    /// Records the replay corpus: plays its stories in virtual time and saves their histories.
+    Histories(histories::Args),
 }
 
 fn main() -> ExitCode {
@@ -30,5 +33,6 @@ fn main() -> ExitCode {
         Command::Sim(args) => sim::run(&args),
         Command::Seeded(args) => seeded::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Histories(args) => histories::run(&args),
     }
 }

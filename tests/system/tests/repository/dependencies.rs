@@ -122,6 +122,7 @@ fn dependencies_between_our_crates_point_one_way() {
             "onward-simulation",
             &["onward-checker", "onward-programs", "onward-proto", "onward-server", "onward"],
         ),
+        ("onward-corpus", &["onward-proto", "onward-server", "onward"]),
         ("onward-example-hello", &["onward"]),
         ("onward-example-orders", &["onward"]),
     ]);
