@@ -172,7 +172,9 @@ impl Lane {
         }
         let (boot, full) = (self.boot, self.is_full());
         let all = std::mem::take(&mut self.expected);
-        let is_due = |expected: &Expected| full || expected.urgent || boot - expected.since >= LAZY;
+        let is_due = |expected: &Expected| {
+            full || expected.urgent || boot.saturating_sub(expected.since) >= LAZY
+        };
         let (due, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
             all.into_iter().partition(|(_, expected)| is_due(expected));
         self.expected = rest;
@@ -183,7 +185,7 @@ impl Lane {
     fn check(&self) {
         let boot = self.boot;
         let due = |expected: &Expected| {
-            let waits = LAZY.saturating_sub(boot - expected.since);
+            let waits = LAZY.saturating_sub(boot.saturating_sub(expected.since));
             if expected.urgent || self.is_full() { Duration::ZERO } else { waits }
         };
         assert_eq!(self.open.due_in(boot), self.expected.values().map(due).min());

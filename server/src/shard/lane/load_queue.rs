@@ -170,7 +170,9 @@ mod tests {
                             queue.put_back(run(*n), Urgency::Wanted);
                         }
                         for n in &all[..count] {
-                            expected.iter_mut().for_each(|runs| runs.retain(|waits| waits != n));
+                            for runs in &mut expected {
+                                runs.retain(|waits| waits != n);
+                            }
                         }
                         expected[0].splice(0..0, all[reached..count].iter().copied());
                     }
