@@ -13,6 +13,7 @@ use onward_programs::{
     notes::{self, Notebook},
     work,
 };
+use onward_system_tests::log_to_stderr;
 
 #[derive(Parser)]
 struct Args {
@@ -31,14 +32,7 @@ static NOTEBOOK: OnceLock<Arc<dyn Notebook>> = OnceLock::new();
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ONWARD_LOG")
-                .unwrap_or_else(|_| "warn".into()),
-        )
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
+    log_to_stderr();
     let args = Args::parse();
     let notebook: Arc<dyn Notebook> = Arc::new(NotesFile::open(&args.notes)?);
     NOTEBOOK.get_or_init(|| Arc::clone(&notebook));

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tracing_subscriber::EnvFilter;
+
 use crate::{Process, QUEUE, process::program};
 
 /// A worker that can be killed, frozen and started again.
@@ -61,4 +63,14 @@ impl WorkerProcess {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
+}
+
+/// What the worker itself does with its log: lines without colours on stderr.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("ONWARD_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
 }
