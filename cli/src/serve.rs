@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use onward_proto::HAS_SEEDED_BUGS;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::Notify,
@@ -26,6 +27,9 @@ const INTERRUPTED: i32 = 130;
 
 /// Runs a server until it is told to stop.
 pub(crate) fn run(args: &ServeArgs, store: impl FnOnce(&File) -> Result<Store>) -> Result<()> {
+    if HAS_SEEDED_BUGS {
+        return Err(Error::failed("this build has bugs that tests can turn on; it serves nobody"));
+    }
     let file = File::read(args.config.as_deref())?;
     let settings = Settings::merge(args, &file)?;
     start_log(&settings)?;

@@ -9,12 +9,14 @@ mod id;
 #[cfg(feature = "json")]
 pub mod json;
 mod limits;
+mod seeded_bug;
 mod slot;
 mod time;
 
 pub use codec::{WireCodec, WireDecoder};
 pub use id::{DEFAULT_NAMESPACE, InvalidId, NamespaceId, RequestId, RunId};
 pub use limits::{FAILURE_DEPTH, MAX_DURATION_US};
+pub use seeded_bug::{HAS_SEEDED_BUGS, SeededBug};
 pub use slot::{SLOTS, Slot};
 pub use time::Timestamp;
 

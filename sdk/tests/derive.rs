@@ -123,6 +123,13 @@ fn causes_are_the_messages_of_the_sources() {
     assert!(declined().causes().is_empty());
 }
 
+#[test]
+fn a_call_that_failed_so_keeps_its_causes_when_it_becomes_any_error() {
+    let error = ActivityError::Failed(OrderError::Wrapped(declined()));
+    let error = onward::Error::from(error);
+    assert_eq!(format!("{error:#}"), "terminal, whatever it wraps: card declined: empty");
+}
+
 #[derive(Debug, PartialEq)]
 struct Pool(u8);
 

@@ -93,6 +93,16 @@ async fn lacks(ctx: &Ctx) -> onward::Result<()> {
     Ok(absent(ctx.local()).await?)
 }
 
+/// Calls what its worker does not have, beside a step that goes on.
+#[workflow]
+async fn lacks_beside(ctx: &Ctx) -> onward::Result<String> {
+    let lacking = absent(ctx.local()).start();
+    greet(ctx, "first").await?;
+    let second = greet(ctx, "second").await?;
+    lacking.await?;
+    Ok(second)
+}
+
 /// One step in its own worker, with all the time there is.
 #[workflow]
 async fn patient(ctx: &Ctx) -> onward::Result<String> {
@@ -307,6 +317,48 @@ async fn an_attempt_whose_heartbeats_reach_nobody_is_dropped_before_they_are_mis
     gate.0.notified().await;
     let lasted = beat_at.elapsed();
     assert!((10..15).contains(&lasted.as_secs()), "{lasted:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_gives_a_sign_of_life_as_soon_as_the_worker_is_back() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let (_worker, mut session) = worker(&mut fake, &gate).await;
+    let running = token(run_id(1, 5), 1, 1);
+    let mut task = activity_task(running.clone(), "wait", &[]);
+    task.heartbeat_us = 15_000_000;
+    session.send([ServerKind::ActivityTask(task)]);
+    assert!(matches!(session.next().await, WorkerKind::Heartbeats(_)));
+    session.cut();
+
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let back_at = tokio::time::Instant::now();
+    let WorkerKind::Heartbeats(beat) = session.next().await else { panic!() };
+    assert_eq!(beat.activities[0].token.as_ref().unwrap(), &running);
+    assert!(back_at.elapsed() < Duration::from_millis(100), "{:?}", back_at.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_for_the_next_server_keeps_no_worker_from_its_end() {
+    let long = format!("{:?}", "x".repeat(2_000));
+    let run = run_id(1, 5);
+    for task in [
+        ServerKind::ActivityTask(activity_task(token(run, 1, 1), "greet", &[&long])),
+        ServerKind::WorkflowTask(first_task(run, 1, "order", &[&long])),
+    ] {
+        let (mut fake, gate) = (Fake::start(), Gate::default());
+        let (worker, mut session) = worker(&mut fake, &gate).await;
+        session.send([task]);
+        session.next_news().await;
+        session.cut();
+
+        let mut session = fake.session().await;
+        let small = v1::Welcome { max_message_bytes: 1_000, ..fake::welcome_message() };
+        session.welcome_with(small).await;
+        let asked_at = tokio::time::Instant::now();
+        worker.shutdown().await.unwrap();
+        assert!(asked_at.elapsed() < Duration::from_secs(5), "{:?}", asked_at.elapsed());
+    }
 }
 
 #[tokio::test]
@@ -737,6 +789,24 @@ async fn a_local_activity_that_the_worker_does_not_have_fails_the_task_with_the_
     );
 }
 
+#[tokio::test]
+async fn a_task_that_failed_for_a_local_activity_is_not_completed_too() {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflows::<(lacks_beside,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let first = first_task(run_id(1, 5), 1, "lacks_beside", &[]);
+    session.send([ServerKind::WorkflowTask(first.clone())]);
+    let asked = done(session.next_news().await);
+    let events = recorded(&asked, 2, 0);
+    session.send([ServerKind::WorkflowTask(next_task(&first, 1, 2, events, Some(greeted(2))))]);
+    let WorkerKind::TaskFailed(failed) = session.next_news().await else { panic!() };
+    assert_eq!((failed.task_id.unwrap(), failed.cause()), (task_id(2), Cause::UnknownType));
+    let other = token(run_id(2, 5), 1, 1);
+    session.send([ServerKind::ActivityTask(activity_task(other.clone(), "greet", &["\"Ada\""]))]);
+    assert_eq!(completed(session.next_news().await).0, other);
+}
+
 /// Waits at a closed gate, as long as it may.
 #[workflow]
 async fn too_late(ctx: &Ctx, has_deadline: bool) -> onward::Result<String> {
@@ -789,6 +859,32 @@ async fn what_the_server_would_refuse_fails_by_the_limit_that_it_has_named() {
     assert_eq!(failed.cause(), Cause::Payload);
     let message = failed.failure.unwrap().message;
     assert!(message.ends_with("payload_bytes_per_command is 106, the limit is 100"), "{message}");
+}
+
+/// A step that fails, and waits before it tries again as long as may be.
+#[workflow]
+async fn no_time_left(ctx: &Ctx) -> onward::Result<String> {
+    let retry = Retry::attempts(3).initial(Duration::MAX).max_interval(Duration::MAX);
+    let call = explode(ctx.local()).deadline(Duration::from_mins(1)).retry(retry);
+    Ok(format!("{:?}", call.await.unwrap_err()))
+}
+
+#[tokio::test]
+async fn a_local_activity_whose_next_attempt_would_come_too_late_says_so_and_how_the_last_one_failed()
+ {
+    let (mut fake, gate) = (Fake::start(), Gate::default());
+    let _worker = builder(&fake, &gate).workflows::<(no_time_left,)>().spawn().await.unwrap();
+    let mut session = fake.session().await;
+    session.welcome().await;
+    let first = first_task(run_id(1, 5), 1, "no_time_left", &[]);
+    session.send([ServerKind::WorkflowTask(first.clone())]);
+    let asked = done(session.next_news().await);
+    let events = recorded(&asked, 2, 0);
+    session.send([ServerKind::WorkflowTask(next_task(&first, 1, 2, events, None))]);
+    let closed = done(session.next_news().await);
+    let Kind::CompleteWorkflow(close) = command(&closed, 1) else { panic!() };
+    let said = String::from_utf8(close.result.as_ref().unwrap().data.to_vec()).unwrap();
+    assert!(said.contains("kind: ScheduleToClose, last: Some(") && said.contains("boom"), "{said}");
 }
 
 fn yields(run: onward_proto::RunId, counter: u64) -> ServerKind {

@@ -1,6 +1,9 @@
 //! Commands for those who work on Onward: each layer of its proof by itself.
 
+mod chaos;
 mod fuzz;
+mod histories;
+mod seeded;
 mod sim;
 
 use std::process::ExitCode;
@@ -20,11 +23,20 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Plays stories of whole nodes, workers and clients in virtual time, each from its seed.
     Sim(sim::Args),
+    /// Turns on bugs one by one, and shows that the simulation finds each.
+    Seeded(seeded::Args),
+    /// Lets everything happen to real servers, workers and databases while programs go through.
+    Chaos(chaos::Args),
+    /// Records the replay corpus: plays its stories in virtual time and saves their histories.
+    Histories(histories::Args),
 }
 
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Sim(args) => sim::run(&args),
+        Command::Seeded(args) => seeded::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
+        Command::Histories(args) => histories::run(&args),
     }
 }

@@ -27,6 +27,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         seeds: args.seeds.unwrap_or(1),
         within: args.seconds.map(Duration::from_secs),
         threads: thread::available_parallelism().map_or(1, NonZero::get),
+        shrink: true,
     };
     println!("sim: seeds {}..={}", suite.first, suite.first + suite.seeds - 1);
     let summary = suite.run();

@@ -12,6 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use onward_proto::SeededBug;
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use self::attempt::ActivityInfo;
@@ -112,6 +113,9 @@ impl<D: Send + Sync + 'static> ActivityCtx<D> {
     /// directly gets `/1`, `/2` .. behind it, in the order of the calls.
     pub fn idempotency_key(&self) -> String {
         let info = &self.attempt.info;
+        if SeededBug::KeyByAttempt.is_on() {
+            return format!("{}-{}-{}", info.run_id, info.number, info.attempt);
+        }
         match self.direct_call {
             None => format!("{}-{}", info.run_id, info.number),
             Some(call) => format!("{}-{}/{call}", info.run_id, info.number),

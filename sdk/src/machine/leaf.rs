@@ -8,7 +8,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use onward_proto::v1::{self, command::Kind, history_event::Attributes};
+use onward_proto::{
+    SeededBug,
+    v1::{self, command::Kind, history_event::Attributes},
+};
 
 use super::{
     core::{Core, Phase},
@@ -162,7 +165,12 @@ impl Core {
     }
 
     pub(super) fn flush_cancels(&self) {
-        let cancels = std::mem::take(&mut self.state.borrow_mut().cancels);
+        let mut state = self.state.borrow_mut();
+        let mut cancels: Vec<_> = std::mem::take(&mut state.cancels).into_iter().collect();
+        if SeededBug::CancelOrder.is_on() && matches!(state.phase, Phase::Replay { .. }) {
+            cancels.reverse();
+        }
+        drop(state);
         for (number, kind) in cancels {
             self.emit(v1::Command { number, kind: Some(kind), ..Default::default() });
         }

@@ -44,13 +44,14 @@ impl Machine {
                     self.replay_task(std::mem::take(&mut facts), done, recorded)?;
                 }
                 Some(Attributes::WorkflowTaskFailed(_)) => {}
+                // Nobody's code ends a run like that.
                 Some(
-                    Attributes::WorkflowExecutionCompleted(_)
-                    | Attributes::WorkflowExecutionFailed(_)
-                    | Attributes::WorkflowExecutionCancelled(_)
-                    | Attributes::WorkflowExecutionTimedOut(_)
+                    Attributes::WorkflowExecutionTimedOut(_)
                     | Attributes::WorkflowExecutionTerminated(_),
                 ) => facts.clear(),
+                Some(Attributes::WorkflowExecutionFailed(full)) if full.refused.is_some() => {
+                    facts.clear();
+                }
                 Some(
                     fact @ (Attributes::WorkflowExecutionCancelRequested(_)
                     | Attributes::ActivityCompleted(_)
@@ -64,7 +65,10 @@ impl Machine {
                     facts.push(event);
                 }
                 Some(
-                    command @ (Attributes::ActivityScheduled(_)
+                    command @ (Attributes::WorkflowExecutionCompleted(_)
+                    | Attributes::WorkflowExecutionFailed(_)
+                    | Attributes::WorkflowExecutionCancelled(_)
+                    | Attributes::ActivityScheduled(_)
                     | Attributes::ActivityCancelRequested(_)
                     | Attributes::TimerStarted(_)
                     | Attributes::TimerCancelled(_)

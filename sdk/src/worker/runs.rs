@@ -281,7 +281,10 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::{BTreeMap, BTreeSet};
+
     use onward_proto::Slot;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -391,5 +394,199 @@ mod tests {
         let gone: Vec<_> = runs.remove_claimed(&(2..4), 7).iter().map(|gone| gone.run).collect();
         assert_eq!(gone, [run(2), run(3)]);
         assert!(runs.get(run(1)).is_some());
+    }
+
+    /// Something that the server, a thread or a full cache may do. Runs are few, so that they meet.
+    #[derive(Debug, Clone)]
+    enum Op {
+        /// A task, on top of the last completion or from event 1.
+        Task(u64, bool),
+        /// A task on top of a completion that is not the last one, or was never sent.
+        StrayTask(u64, u64),
+        /// The open task is answered.
+        Complete(u64),
+        Evict(u64),
+        Stale(u64, u64),
+        Claim(u32),
+        Shrink,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let id = 0..6_u64;
+        prop_oneof![
+            12 => (id.clone(), prop::bool::weighted(0.8)).prop_map(|(id, on)| Op::Task(id, on)),
+            1 => (id.clone(), 0..40_u64).prop_map(|(id, counter)| Op::StrayTask(id, counter)),
+            12 => id.clone().prop_map(Op::Complete),
+            1 => id.clone().prop_map(Op::Evict),
+            2 => (id, 0..40_u64).prop_map(|(id, counter)| Op::Stale(id, counter)),
+            1 => (0..6_u32).prop_map(Op::Claim),
+            6 => Just(Op::Shrink),
+        ]
+    }
+
+    /// A run as it should be.
+    #[derive(Debug, Clone, PartialEq)]
+    struct Expected {
+        instance: u64,
+        incarnation: u64,
+        open: Option<TaskKey>,
+        last_sent: Option<TaskKey>,
+    }
+
+    const LIMIT: usize = 3;
+
+    /// The runs, and beside them what should be there.
+    struct World {
+        runs: Runs,
+        expected: BTreeMap<u64, Expected>,
+        /// Idle runs, longest idle first.
+        idle: Vec<u64>,
+        busy: BTreeSet<u64>,
+        counter: u64,
+        incarnation: u64,
+        instances: u64,
+    }
+
+    impl World {
+        fn key(&self, counter: u64) -> TaskKey {
+            TaskKey { incarnation: self.incarnation, counter }
+        }
+
+        fn forget(&mut self, id: u64, gone: Option<Gone>) {
+            let expected = self.expected.remove(&id);
+            self.idle.retain(|idle| *idle != id);
+            let open = expected.as_ref().and_then(|run| run.open);
+            assert_eq!(gone.map(|gone| gone.instance.0), expected.map(|run| run.instance));
+            assert_eq!(gone.and_then(|gone| gone.open), open);
+        }
+
+        fn play(&mut self, op: &Op) {
+            match *op {
+                Op::Task(id, goes_on) => {
+                    let last = self.expected.get(&id).and_then(|run| run.last_sent);
+                    self.task(id, last.filter(|_| goes_on));
+                }
+                Op::StrayTask(id, counter) => self.task(id, Some(self.key(counter))),
+                Op::Complete(id) => {
+                    let Some(run_here) = self.expected.get_mut(&id) else { return };
+                    let Some(key) = run_here.open.take() else { return };
+                    run_here.last_sent = Some(key);
+                    self.idle.push(id);
+                    self.runs.completed(run(id), key);
+                }
+                Op::Evict(id) => {
+                    let gone = self.runs.remove(run(id));
+                    self.forget(id, gone);
+                }
+                Op::Stale(id, counter) => {
+                    let key = self.key(counter);
+                    let gone = self.runs.remove_stale(run(id), key);
+                    let is_its = |run: &Expected| [run.open, run.last_sent].contains(&Some(key));
+                    if self.expected.get(&id).is_some_and(is_its) {
+                        self.forget(id, gone);
+                    } else {
+                        assert_eq!(gone, None);
+                    }
+                }
+                Op::Claim(from) => {
+                    self.incarnation += 1;
+                    let gone = self.runs.remove_claimed(&(from..1_024), self.incarnation);
+                    let claimed: Vec<u64> =
+                        self.expected.keys().copied().filter(|id| *id >= u64::from(from)).collect();
+                    assert_eq!(gone.len(), claimed.len());
+                    for (id, gone) in claimed.into_iter().zip(gone) {
+                        self.forget(id, Some(gone));
+                    }
+                }
+                Op::Shrink => self.shrink(),
+            }
+            self.check();
+        }
+
+        fn task(&mut self, id: u64, follows: Option<TaskKey>) {
+            self.counter += 1;
+            let (task, incarnation) = (self.key(self.counter), self.incarnation);
+            let (admission, gone) = admit(&mut self.runs, run(id), task, follows);
+            let goes_on = |run: &&mut Expected| {
+                follows.is_some() && run.open.is_none() && run.last_sent == follows
+            };
+            if let Some(here) = self.expected.get_mut(&id).filter(goes_on) {
+                let Admission::Continue { instance, .. } = admission else {
+                    panic!("{admission:?}")
+                };
+                assert_eq!((instance.0, gone), (here.instance, None));
+                (here.open, here.incarnation) = (Some(task), incarnation);
+                self.idle.retain(|idle| *idle != id);
+                return;
+            }
+            self.forget(id, gone);
+            if follows.is_some() {
+                assert_eq!(admission, Admission::NeedHistory);
+                return;
+            }
+            let Admission::Begin { instance, .. } = admission else { panic!("{admission:?}") };
+            assert!(instance.0 > self.instances, "an instance is never used twice");
+            self.instances = instance.0;
+            let (instance, open) = (instance.0, Some(task));
+            self.expected.insert(id, Expected { instance, incarnation, open, last_sent: None });
+        }
+
+        /// The longest idle run that is not busy leaves; those that are busy count as idle from
+        /// now.
+        fn shrink(&mut self) {
+            let busy = self.busy.clone();
+            let gone = self.runs.remove_excess(|instance| busy.contains(&instance.0));
+            if self.expected.len() <= LIMIT {
+                assert_eq!(gone, None);
+                return;
+            }
+            let is_busy = |id: &u64| busy.contains(&self.expected[id].instance);
+            let asked = self.idle.iter().take_while(|id| is_busy(id)).count();
+            self.idle.rotate_left(asked);
+            match self.idle.first().copied().filter(|_| asked < self.idle.len()) {
+                Some(id) => {
+                    assert_eq!(gone.map(|gone| gone.run), Some(run(id)));
+                    self.forget(id, gone);
+                }
+                None => assert_eq!(gone, None),
+            }
+        }
+
+        fn check(&self) {
+            let open = self.expected.values().filter(|run| run.open.is_some()).count();
+            assert_eq!(self.runs.open(), open);
+            assert_eq!(self.runs.load.iter().sum::<usize>(), self.expected.len());
+            for id in 0..6 {
+                let here = self.runs.get(run(id)).map(|run| Expected {
+                    instance: run.instance.0,
+                    incarnation: run.incarnation,
+                    open: run.open.map(|open| open.key),
+                    last_sent: run.last_sent,
+                });
+                assert_eq!(here.as_ref(), self.expected.get(&id));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn runs_come_go_on_and_leave_as_they_should_in_any_order(
+            ops in prop::collection::vec(op(), 1..200),
+            busy in prop::collection::btree_set(1..30_u64, 0..6),
+        ) {
+            let mut world = World {
+                runs: Runs::new(LIMIT, 2),
+                expected: BTreeMap::new(),
+                idle: Vec::new(),
+                busy,
+                counter: 0,
+                incarnation: 1,
+                instances: 0,
+            };
+            for op in &ops {
+                world.play(op);
+            }
+        }
     }
 }

@@ -11,9 +11,14 @@
 //!
 //! What this module never does: decide whether a task is owed, or send anything by itself.
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod outbox;
 mod queue;
 mod session;
+
+#[cfg(test)]
+mod properties;
 
 pub use outbox::Outbox;
 pub use queue::{Match, Offer, OfferKind, Rank};
@@ -222,41 +227,10 @@ impl OfferKind {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use onward_proto::{DEFAULT_NAMESPACE, RunId, Slot};
-
-    use super::*;
-    use crate::engine::Worker;
-
-    const SHARD: ShardId = ShardId(0);
-
-    fn session(id: u64, activity: &str, credits: u32) -> Arc<Session> {
-        let session = Session::new(SessionInfo {
-            namespace_id: DEFAULT_NAMESPACE,
-            namespace: "default".to_owned(),
-            task_queue: "q".to_owned(),
-            workflow_types: [].into(),
-            activity_types: [activity.to_owned()].into(),
-            worker: Worker {
-                session: SessionId(id),
-                identity: String::new(),
-                build_id: String::new(),
-            },
-        });
-        session.set_credits(0, credits);
-        Arc::new(session)
-    }
-
-    fn offer(n: u64, activity: &str) -> Offer {
-        Offer {
-            shard: SHARD,
-            run_id: RunId::new(1, n, Slot::new(0)),
-            namespace_id: DEFAULT_NAMESPACE,
-            task_queue: "q".to_owned(),
-            type_name: activity.to_owned(),
-            kind: OfferKind::Activity { number: 1 },
-            rank: Rank::new(0, false),
-        }
-    }
+    use super::{
+        fixture::{SHARD, offer, session},
+        *,
+    };
 
     #[test]
     fn a_session_finds_its_own_offer_behind_any_number_of_others() {

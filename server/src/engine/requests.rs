@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use onward_proto::{
-    RequestId, RunId, Timestamp,
+    RequestId, RunId, SeededBug, Timestamp,
     v1::{AcceptedRequest, RequestLog},
 };
 use prost::Message as _;
@@ -125,6 +125,9 @@ impl Requests {
         request_id: RequestId,
         limits: &Limits,
     ) -> Option<Answer> {
+        if SeededBug::DecideAgain.is_on() {
+            return None;
+        }
         let accepted = self.find(&key(kind, request_id))?;
         (accepted.at >= oldest(now, limits)).then_some(accepted.answer)
     }

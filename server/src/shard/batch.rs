@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use onward_proto::{
-    RunId,
+    RunId, SeededBug,
     v1::{CancelReason, DescribeWorkflowResponse, JournalRow, WorkflowOutcome},
 };
 use prost::{
@@ -90,6 +90,25 @@ impl Deferred {
             | Self::StaleTask(..) => true,
             // The lane marks the batch urgent itself when somebody waits for the result.
             Self::Closed(_) | Self::AckTask(..) | Self::AckActivity(..) => false,
+        }
+    }
+
+    /// Whether a seeded bug lets it go before it is durable.
+    pub(crate) fn is_let_go_by_bug(&self) -> bool {
+        match self {
+            Self::Answer(..) => SeededBug::AnswerBeforeCommit.is_on(),
+            Self::Describe(..) => SeededBug::DescribeBeforeCommit.is_on(),
+            Self::OfferActivity(..) | Self::SendActivity(..) => {
+                SeededBug::DispatchBeforeCommit.is_on()
+            }
+            Self::Locate(..)
+            | Self::Outcome(..)
+            | Self::Closed(_)
+            | Self::OfferTask(_)
+            | Self::CancelAttempt(..)
+            | Self::AckTask(..)
+            | Self::StaleTask(..)
+            | Self::AckActivity(..) => false,
         }
     }
 

@@ -10,6 +10,9 @@ pub mod message;
 mod node;
 mod ownership;
 
+#[cfg(test)]
+mod properties;
+
 pub use clock::DatabaseClock;
 pub(crate) use lane::LEASE;
 pub use node::{Node, NodeOptions};

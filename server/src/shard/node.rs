@@ -270,3 +270,56 @@ impl Node {
         f(&mut self.troubles.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::{
+        dispatch::{
+            Offer,
+            fixture::{offer, session},
+        },
+        env::TokioBootClock,
+        store::MemoryStore,
+    };
+
+    fn node() -> Arc<Node> {
+        Node::new(NodeOptions {
+            env: Env::seeded(Arc::new(TokioBootClock::start()), 1),
+            store: Arc::new(MemoryStore::new(|| Timestamp::from_micros(1))),
+            limits: Limits::default(),
+            cache_bytes: 0,
+            waiting_bytes: 0,
+            shards: 2,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_match_that_does_not_reach_its_lane_hands_its_credit_on() {
+        let node = node();
+        let other = ShardId(1);
+        let (mail, mut mailbox) = Mailbox::new();
+        let address = LaneAddress { slots: 512..1024, incarnation: Incarnation(1), mail };
+        node.open_lane(other, address);
+        let worker = session(1, "a", 1);
+        assert!(node.dispatch.open(Arc::clone(&worker)));
+        let taken =
+            Match { session: node.dispatch.offer(offer(1, "a")).unwrap(), offer: offer(1, "a") };
+        // One more of the lane that is gone, and one of a lane that serves.
+        assert!(node.dispatch.offer(offer(2, "a")).is_none());
+        let waits = Offer { shard: other, ..offer(3, "a") };
+        assert!(node.dispatch.offer(waits.clone()).is_none());
+        node.deliver_match(taken);
+        let Mail::Matched(found) = mailbox.recv().await.unwrap().mail else { panic!() };
+        assert_eq!(found.offer.run_id, waits.run_id);
+        assert_eq!(node.dispatch.backlog(), (0, 0));
+
+        // A lane that ends just now has closed its mailbox.
+        drop(mailbox);
+        assert!(node.dispatch.offer(waits.clone()).is_none());
+        node.deliver_match(found);
+        assert_eq!(node.dispatch.backlog(), (0, 0));
+    }
+}

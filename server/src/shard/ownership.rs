@@ -9,7 +9,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use onward_proto::v1::{Claim, server_item};
+use onward_proto::{
+    SeededBug,
+    v1::{Claim, server_item},
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
@@ -85,7 +88,8 @@ impl Shard {
                         break;
                     }
                     LaneEnd::Drained(last) => {
-                        if let Err(error) = self.node.store.release(shard, last.epoch).await {
+                        let released = self.node.store.release(shard, self.node.id, last.epoch);
+                        if let Err(error) = released.await {
                             tracing::warn!(%shard, %error, "the lease could not be released");
                         }
                         return;
@@ -124,6 +128,7 @@ impl Shard {
             || row.node_id == Some(self.node.id)
             || self.node.store.is_exclusive()
             || unchanged > LEASE
+            || SeededBug::TakeAtSight.is_on()
     }
 
     async fn try_take(&self, row: ShardRow) -> Option<(Owned, Duration)> {
@@ -215,4 +220,51 @@ async fn drain_when_stopped(mut stop: watch::Receiver<bool>, mail: Mailbox) {
     }
     // A lane that has ended needs no drain.
     mail.put(Mail::Drain).await;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use onward_proto::Timestamp;
+
+    use super::*;
+    use crate::{
+        engine::Limits,
+        env::{Env, TokioBootClock},
+        shard::NodeOptions,
+        store::{CallKind, Fault, MemoryStore, Store as _},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_counts_from_the_first_take_that_may_have_begun_it() {
+        let store = MemoryStore::new(|| Timestamp::from_micros(1));
+        let node = Node::new(NodeOptions {
+            env: Env::seeded(Arc::new(TokioBootClock::start()), 1),
+            store: Arc::new(store.clone()),
+            limits: Limits::default(),
+            cache_bytes: 0,
+            waiting_bytes: 0,
+            shards: 1,
+        });
+        let row = store.shards(1).await.unwrap().rows.remove(0);
+        // The second attempt does it, the fourth one hears of it.
+        for fault in [Fault::Refuse, Fault::LoseReply, Fault::Refuse] {
+            store.faults().push(CallKind::Take, fault);
+        }
+        let (_stop, stopped) = watch::channel(false);
+        let shard = Shard {
+            node: Arc::clone(&node),
+            row: row.clone(),
+            stop: stopped,
+            due_asks: mpsc::channel(1).0,
+            shards_asks: mpsc::channel(1).0,
+        };
+        let begun = node.env.boot();
+        let (_, renewed) = shard.try_take(row).await.unwrap();
+        let told = node.env.boot();
+        assert!(told.saturating_sub(begun) >= 3 * RETRY);
+        let after = renewed.saturating_sub(begun);
+        assert!((RETRY..2 * RETRY).contains(&after), "{after:?}");
+    }
 }

@@ -247,6 +247,9 @@ pub enum Committed {
 }
 
 /// Asks what became of a batch whose reply was lost.
+///
+/// After a failover that lost a takeover its epoch may come a second time, with another owner: so
+/// it counts together with the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolve {
     /// The shard.
@@ -481,8 +484,8 @@ pub trait Store: Send + Sync + 'static {
     fn renew(&self, renewals: Vec<Renewal>, lease_us: i64) -> BoxFuture<'_, Result<Renewed>>;
 
     /// Gives a shard up, so that the next owner need not wait for its lease. Does nothing if the
-    /// epoch is no longer ours.
-    fn release(&self, shard_id: ShardId, epoch: u64) -> BoxFuture<'_, Result<()>>;
+    /// shard is no longer ours.
+    fn release(&self, shard_id: ShardId, node_id: NodeId, epoch: u64) -> BoxFuture<'_, Result<()>>;
 
     /// Reads the newest run of each workflow id, in the order asked.
     fn find_newest_runs(

@@ -91,7 +91,7 @@ on_every_store! {
     }
 
     async fn a_released_shard_has_no_owner(world: World) {
-        world.store.release(SHARD, world.epoch).await.unwrap();
+        world.store.release(SHARD, world.node_id, world.epoch).await.unwrap();
         let shard = world.shard().await;
         assert_eq!((shard.node_id, shard.lease_until, shard.epoch), (None, None, 1));
         assert_eq!(shard.address, "");
@@ -101,9 +101,15 @@ on_every_store! {
 
     async fn a_release_under_another_epoch_does_nothing(world: World) {
         let before = world.shard().await;
-        world.store.release(SHARD, world.epoch - 1).await.unwrap();
-        world.store.release(SHARD, world.epoch + 1).await.unwrap();
-        world.store.release(ShardId(77), 0).await.unwrap();
+        world.store.release(SHARD, world.node_id, world.epoch - 1).await.unwrap();
+        world.store.release(SHARD, world.node_id, world.epoch + 1).await.unwrap();
+        world.store.release(ShardId(77), world.node_id, 0).await.unwrap();
+        assert_eq!(world.shard().await, before);
+    }
+
+    async fn a_release_by_another_node_does_nothing(world: World) {
+        let before = world.shard().await;
+        world.store.release(SHARD, NodeId(fresh_uuid()), world.epoch).await.unwrap();
         assert_eq!(world.shard().await, before);
     }
 
@@ -164,6 +170,15 @@ on_every_store! {
         world.node_id = NodeId(fresh_uuid());
         world.own().await;
         assert_eq!(world.store.resolve(resolve).await.unwrap(), Resolved::Fenced);
+        world.write(|_| {}).await;
+    }
+
+    /// After a failover that lost a takeover, its epoch comes a second time.
+    async fn a_resolve_by_another_node_is_fenced(world: World) {
+        let before = world.shard().await;
+        let resolve = Resolve { node_id: NodeId(fresh_uuid()), ..world.resolve_of(world.tip) };
+        assert_eq!(world.store.resolve(resolve).await.unwrap(), Resolved::Fenced);
+        assert_eq!(world.shard().await, before);
         world.write(|_| {}).await;
     }
 

@@ -6,6 +6,7 @@ use onward_proto::{
     DEFAULT_NAMESPACE, Slot,
     v1::{self, WorkflowStatus, history_event::Attributes},
 };
+use onward_server::engine::Limits;
 use prost::Message as _;
 
 use crate::world::{
@@ -168,6 +169,13 @@ async fn a_worker_without_the_history_asks_for_it() {
     let ids: Vec<u64> = third.events.iter().map(|event| event.event_id).collect();
     assert_eq!(ids, [1, 2, 3, 4, 5]);
     assert_eq!(third.next_event_id, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_told_by_what_limits_its_commands_are_measured() {
+    let welcome = World::sqlite().await.worker().await.welcome;
+    assert_eq!(welcome.max_payload_bytes, Limits::default().payload_bytes);
+    assert!(welcome.max_message_bytes > welcome.max_payload_bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use tonic::{Code, transport::Channel};
 use crate::stage::{Stage, database};
 use crate::world::{
     PATIENCE, RawWorker, World, call_activity, complete_workflow, describe, signal, start,
-    start_timer,
+    start_timer, terminate,
 };
 
 /// Waits until the server has as few runs in memory as that.
@@ -255,6 +255,60 @@ async fn incidents(stage: &Stage, client: &mut ClientServiceClient<Channel>) -> 
     let listed = listed.into_inner().workflows.iter().filter(|run| run.incident).count();
     assert_eq!(stage.metric("onward_runs_with_incident") as usize, listed);
     listed as u32
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_activity_that_fails_often_is_an_incident_after_a_load_too_until_its_run_ends() {
+    let stage = Stage::with_memory(database(), 0);
+    let mut client = stage.client().await;
+    let mut worker = stage.worker().await;
+    client.start_workflow(start("one")).await.unwrap();
+    let task = worker.task().await;
+    worker.complete(&task, vec![call_activity(1)]).await;
+    for attempt in 1..=10 {
+        assert_eq!(incidents(&stage, &mut client).await, 0, "before attempt {attempt} failed");
+        let activity = worker.activity().await;
+        assert_eq!(activity.token.as_ref().unwrap().attempt, attempt);
+        worker.fail_activity(&activity, Duration::from_secs(1)).await;
+    }
+    // What is in flight when the process ends is known to the next one as soon as it has loaded.
+    worker.activity().await;
+    assert_eq!(incidents(&stage, &mut client).await, 1);
+    let stage = stage.crash();
+    let mut client = stage.client().await;
+    let loaded = async {
+        while incidents(&stage, &mut client).await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, loaded).await.expect("the run is loaded");
+    client.terminate_workflow(terminate("one")).await.unwrap();
+    assert_eq!(incidents(&stage, &mut client).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_lost_takes_its_incidents_along() {
+    let stage = Stage::begin();
+    let mut client = stage.client().await;
+    let mut bad = stage.worker().await;
+    client.start_workflow(start("one")).await.unwrap();
+    for _ in 0..3 {
+        let task = bad.task().await;
+        bad.fail(&task).await;
+    }
+    while incidents(&stage, &mut client).await == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stage.cut_off();
+    let lost = async {
+        while stage.metric("onward_runs_with_incident") > 0.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let other = Stage::with_memory(stage.store.connect(), 1 << 20);
+    drop(other.client().await);
+    stage.store.faults().clear();
+    tokio::time::timeout(PATIENCE, lost).await.expect("the lane hears that it has lost the shard");
 }
 
 #[tokio::test(start_paused = true)]

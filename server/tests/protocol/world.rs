@@ -136,6 +136,8 @@ pub(crate) async fn client_of(channel: Channel) -> ClientServiceClient<Channel> 
 }
 
 pub(crate) struct RawWorker {
+    /// The first word of the server.
+    pub(crate) welcome: v1::Welcome,
     items: mpsc::Sender<SessionRequest>,
     answers: Streaming<SessionResponse>,
     waiting: std::collections::VecDeque<server_item::Kind>,
@@ -159,8 +161,10 @@ impl RawWorker {
         items.send(request(hello)).await.unwrap();
         let mut calls = WorkerServiceClient::new(channel);
         let answers = calls.session(ReceiverStream::new(receiver)).await.unwrap().into_inner();
-        let mut worker = Self { items, answers, waiting: std::collections::VecDeque::new(), calls };
-        let server_item::Kind::Welcome(_) = worker.next().await else { panic!("no welcome") };
+        let (welcome, waiting) = (v1::Welcome::default(), std::collections::VecDeque::new());
+        let mut worker = Self { welcome, items, answers, waiting, calls };
+        let server_item::Kind::Welcome(welcome) = worker.next().await else { panic!("no welcome") };
+        worker.welcome = welcome;
         worker.say(worker_item::Kind::Credits(v1::Credits { workflow, activity })).await;
         worker
     }

@@ -7,8 +7,8 @@ use crate::{
     Log,
     judge::Report,
     log::{
-        Batch, Call, Conflict, End, Ending, Execution, JournalRow, Operation, Outcome, Read,
-        Refusal, Reply, Reuse, Run, Snapshot, Wait, Wake, fingerprint,
+        Batch, Call, Conflict, End, Ending, Execution, JournalRow, Listed, Operation, Outcome,
+        Read, Refusal, Replay, Reply, Reuse, Run, Snapshot, Wait, Wake, fingerprint,
     },
     rules::RULES,
 };
@@ -240,7 +240,16 @@ pub(crate) fn good() -> Log {
     let takes_over = Call::Start { reuse: Reuse::Allow, conflict: Conflict::TerminateExisting };
     let mut refused = operation("refused", "shared", 60, 202, START);
     refused.outcome = Outcome::Refused(Refusal::AlreadyExists);
+    let runs = vec![one, shared, open, ended];
+    let listed = runs.iter().map(|run| Listed {
+        run_id: run.run_id,
+        status: run.status,
+        events: run.history.len() as u64,
+    });
+    let one = &runs[0];
     Log {
+        listed: listed.collect(),
+        replays: vec![Replay { run_id: one.run_id, wrong: None }],
         operations: vec![
             ok(operation("a", "one", 10, 101, START), 1, true),
             ok(operation("a", "one", 20, 102, signal_call), 1, false),
@@ -283,6 +292,6 @@ pub(crate) fn good() -> Log {
         lost: Vec::new(),
         disturbances: Vec::new(),
         clock_stepped: false,
-        runs: vec![one, shared, open, ended],
+        runs,
     }
 }

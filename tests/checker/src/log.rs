@@ -24,6 +24,10 @@ pub struct Log {
     pub snapshots: Vec<Snapshot>,
     /// The store when all was over.
     pub runs: Vec<Run>,
+    /// All runs by the server's own list, when all was over.
+    pub listed: Vec<Listed>,
+    /// What came of it when histories were put before the code that they are of.
+    pub replays: Vec<Replay>,
     /// All batches of the store, by shard and number. They must not have been pruned.
     pub batches: Vec<Batch>,
     /// Runs whose programs say what should have come of them.
@@ -267,6 +271,26 @@ pub struct JournalRow {
     pub commit_seq: u64,
     /// What it records.
     pub records: Vec<HistoryEvent>,
+}
+
+/// A run as the server lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed {
+    /// The run.
+    pub run_id: Uuid,
+    /// Its status.
+    pub status: WorkflowStatus,
+    /// The length of its history.
+    pub events: u64,
+}
+
+/// A history that was put before the code that it is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replay {
+    /// The run.
+    pub run_id: Uuid,
+    /// What the code does that the history does not say.
+    pub wrong: Option<String>,
 }
 
 /// A batch in the store.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     judge::{Seen, TimedOut, What},
     notes::{self, Note, Notebook},
-    program::{Do, Fate, Finish, Loser, Program, Step, Work},
+    program::{DEADLINE, Do, Fate, Finish, Loser, Program, Step, TOO_LONG, UNSERVED, Work},
 };
 
 /// What a program's `Receive` reads.
@@ -25,12 +25,7 @@ pub(crate) fn gate_name(id: u32) -> String {
 
 /// How long one attempt may take, and how long one that takes too long does.
 const ATTEMPT: Duration = Duration::from_secs(30);
-const TOO_LONG: Duration = Duration::from_secs(3);
 const MUCH_TOO_LONG: Duration = Duration::from_mins(2);
-/// How long all attempts of one that always fails may take.
-const DEADLINE: Duration = Duration::from_secs(8);
-/// How long one that no worker takes waits.
-const UNSERVED: Duration = Duration::from_secs(5);
 
 /// What activities work with.
 #[derive(Clone, Deps)]

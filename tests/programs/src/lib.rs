@@ -6,12 +6,14 @@
 //! - [`Program::judge`] says whether what came of a run may come of it.
 //! - [`Customer`] starts programs, sends what they wait for, asks twice now and then, and takes down
 //!   every answer for the checker.
-//! - [`notes`] is what activities and workflow code leave behind outside of the system.
+//! - [`notes`] is what activities and workflow code leave behind outside of the system, and
+//!   [`evidence`] reads what the system itself does.
 //!
 //! Simulation and chaos use all of it alike; only the world around it differs.
 #![allow(clippy::unwrap_used)]
 
 mod customer;
+pub mod evidence;
 mod interpreter;
 mod judge;
 pub mod notes;

@@ -1,7 +1,17 @@
 //! Programs: what they are made of, how one is drawn, and how it is made simpler.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+/// What the attempt behind the first one waits; each further one waits twice as long.
+pub(crate) const BACKOFF: Duration = Duration::from_millis(200);
+/// How long an attempt may take that takes too long.
+pub(crate) const TOO_LONG: Duration = Duration::from_secs(3);
+/// How long all attempts of one that always fails may take.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(8);
+/// How long one that no worker takes waits.
+pub(crate) const UNSERVED: Duration = Duration::from_secs(5);
 /// Most commands of one program.
 const COMMANDS: u32 = 20;
 /// Deepest nesting.
@@ -156,16 +166,42 @@ impl Program {
         section.map(|step| step.id).or(at_end.then_some(0))
     }
 
-    /// How long its timers take together, at least.
-    pub fn sleeps_ms(&self) -> u64 {
+    /// How long it takes if all goes well, roughly.
+    pub fn lasts_ms(&self) -> u64 {
         fn of(steps: &[Step]) -> u64 {
             let one = |step: &Step| match &step.what {
                 Do::Sleep { ms } | Do::TimeOut { ms } => *ms,
+                Do::Work(work) | Do::Local(work) | Do::Until(work) => work.lasts_ms(),
                 other => other.branches().iter().map(|one| of(one)).max().unwrap_or(0),
             };
             steps.iter().map(one).sum()
         }
-        of(&self.steps)
+        let waits_ms = match self.finish {
+            Finish::UntilTimedOut { ms } => ms,
+            Finish::Return | Finish::Fail | Finish::UntilCancelled | Finish::UntilTerminated => 0,
+        };
+        of(&self.steps) + waits_ms
+    }
+
+    /// The same program with timers that are so many times shorter, but for those that nobody
+    /// waits for.
+    #[must_use]
+    pub fn hastened(mut self, times: u64) -> Self {
+        fn hasten(steps: &mut [Step], times: u64) {
+            for step in steps {
+                match &mut step.what {
+                    Do::Sleep { ms } | Do::TimeOut { ms } => *ms /= times,
+                    other => {
+                        other.branches_mut().iter_mut().for_each(|branch| hasten(branch, times));
+                    }
+                }
+            }
+        }
+        hasten(&mut self.steps, times);
+        if let Finish::UntilTimedOut { ms } = &mut self.finish {
+            *ms = (*ms / times).max(1);
+        }
+        self
     }
 
     /// Programs that do a little less.
@@ -199,6 +235,38 @@ impl Do {
             | Self::Record
             | Self::Until(_)
             | Self::Section => &[],
+        }
+    }
+
+    fn branches_mut(&mut self) -> &mut [Vec<Step>] {
+        match self {
+            Self::All(branches) => branches,
+            Self::First { winner: steps, .. } | Self::Shield(steps) => std::slice::from_mut(steps),
+            Self::Work(_)
+            | Self::Local(_)
+            | Self::Detached(_)
+            | Self::Sleep { .. }
+            | Self::TimeOut { .. }
+            | Self::Receive
+            | Self::Record
+            | Self::Until(_)
+            | Self::Section => &mut [],
+        }
+    }
+}
+
+impl Work {
+    /// How long all attempts take that it needs, roughly.
+    fn lasts_ms(&self) -> u64 {
+        let ms = |time: Duration| time.as_millis() as u64;
+        match self.fate {
+            Fate::Value | Fate::Limited { .. } | Fate::Terminal | Fate::Endless => {
+                let waits = (0..self.fails).map(|failed| ms(BACKOFF) << failed).sum::<u64>();
+                self.takes_ms * u64::from(self.fails + 1) + waits
+            }
+            Fate::TooSlow => ms(2 * TOO_LONG + BACKOFF),
+            Fate::Deadline => ms(DEADLINE),
+            Fate::Unserved => ms(UNSERVED),
         }
     }
 }
@@ -418,6 +486,18 @@ mod tests {
             });
         }
         assert_eq!(kinds.len(), 12, "{kinds:?}");
+    }
+
+    #[test]
+    fn haste_changes_nothing_but_the_time() {
+        let slow: Vec<_> = programs().collect();
+        let quick: Vec<_> = programs().map(|program| program.hastened(60)).collect();
+        let lasts = |all: &[Program]| all.iter().map(Program::lasts_ms).sum::<u64>();
+        assert!(lasts(&quick) < lasts(&slow) / 4, "{} of {}", lasts(&quick), lasts(&slow));
+        for (slow, quick) in slow.iter().zip(&quick) {
+            assert_eq!(slow.receives(), quick.receives());
+            assert_eq!(slow.waits_for_cancel(), quick.waits_for_cancel());
+        }
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub struct Suite {
     pub within: Option<Duration>,
     /// Worlds that are played beside each other.
     pub threads: usize,
+    /// Whether a story that fails is made smaller.
+    pub shrink: bool,
 }
 
 /// A story that failed.
@@ -165,7 +167,12 @@ impl Suite {
             }
         });
         let mut summary = summary.into_inner().unwrap();
-        summary.failure = failed.into_inner().unwrap().map(|(story, wrong)| shrink(story, wrong));
+        summary.failure = failed.into_inner().unwrap().map(|(story, wrong)| {
+            if self.shrink {
+                return shrink(story, wrong);
+            }
+            Failure { story, wrong, last: Vec::new() }
+        });
         summary.wall = began.elapsed();
         summary
     }

@@ -18,7 +18,9 @@ use onward_checker::{
     log::{Ending, Snapshot, Window},
 };
 use onward_programs::{
-    Book, Customer, Order, Pace, Program, Tools, interpret,
+    Book, Customer, Order, Pace, Program, Tools,
+    evidence::why_open,
+    interpret,
     notes::{self, Note, Notebook, Noted},
     work,
 };
@@ -239,8 +241,8 @@ impl World {
         let customers = world.customers();
         fate::befall(&world).await;
         world.diary.write("all is well again");
-        let sleeps = world.story.orders.iter().map(Program::sleeps_ms).max();
-        let patience = PATIENCE + Duration::from_millis(sleeps.unwrap_or(0));
+        let lasts = world.story.orders.iter().map(Program::lasts_ms).max();
+        let patience = PATIENCE + Duration::from_millis(lasts.unwrap_or(0));
         let all = async {
             for customer in customers {
                 drop(customer.await);
@@ -374,7 +376,7 @@ impl World {
             for place in 0..self.story.orders.len() {
                 let workflow_id = format!("order-{place}");
                 if endings.iter().all(|ending| ending.workflow_id != workflow_id) {
-                    let wrong = Some(evidence::why_open(&client, &workflow_id).await);
+                    let wrong = Some(why_open(&client, &workflow_id).await);
                     endings.push(Ending { workflow_id, wrong });
                 }
             }

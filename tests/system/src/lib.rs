@@ -21,8 +21,8 @@ pub use ledger::{Effect, Ledger};
 pub use load::{Ended, Faults, Load};
 pub use process::{Process, free_port, program, within};
 pub use server::{Server, StoreUrl, client_of};
-pub use store::{Batch, assert_single_writer, postgres_batches, sqlite_batches};
-pub use worker::WorkerProcess;
+pub use store::{Batch, Runs, assert_single_writer, postgres_batches, sqlite_batches};
+pub use worker::{WorkerProcess, log_to_stderr};
 
 /// The task queue of all tests but those that need another.
 pub const QUEUE: &str = "crash";

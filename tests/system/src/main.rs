@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use onward::{Client, Worker, shutdown_signal};
 use onward_system_tests::{
-    Ledger,
+    Ledger, log_to_stderr,
     workflows::{
         World, calls_many, calls_stray, five_steps, gets_too_much, grow_new, grow_old, make_heavy,
         nap, naps, noted, overflows, panics, returns_too_much, sends_too_much, spins, stray, weigh,
@@ -35,14 +35,7 @@ struct Args {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ONWARD_LOG")
-                .unwrap_or_else(|_| "warn".into()),
-        )
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
+    log_to_stderr();
     let args = Args::parse();
     let client = Client::connect(args.address).await?;
     let world = World {

@@ -1,12 +1,15 @@
-//! A worker process, `crash-worker`.
+//! A worker process, `crash-worker` or another.
 
 use std::path::{Path, PathBuf};
+
+use tracing_subscriber::EnvFilter;
 
 use crate::{Process, QUEUE, process::program};
 
 /// A worker that can be killed, frozen and started again.
 #[derive(Debug)]
 pub struct WorkerProcess {
+    program: &'static str,
     args: Vec<String>,
     log: PathBuf,
     process: Process,
@@ -24,10 +27,14 @@ impl WorkerProcess {
         let mut all = vec!["--address", address, "--ledger", &ledger, "--name", name];
         all.extend(["--queue", QUEUE]);
         all.extend(args);
-        let args: Vec<String> = all.into_iter().map(str::to_owned).collect();
-        let log = dir.join(format!("worker-{name}.log"));
-        let process = Process::start(&program("crash-worker"), &args, &log);
-        Self { args, log, process }
+        let args = all.into_iter().map(str::to_owned).collect();
+        Self::of("crash-worker", args, dir.join(format!("worker-{name}.log")))
+    }
+
+    /// Starts a worker of another program, which logs to this file.
+    pub fn of(name: &'static str, args: Vec<String>, log: PathBuf) -> Self {
+        let process = Process::start(&program(name), &args, &log);
+        Self { program: name, args, log, process }
     }
 
     /// Ends it with SIGKILL.
@@ -38,7 +45,7 @@ impl WorkerProcess {
 
     /// Starts it again, as a new process of the same name.
     pub fn start_again(&mut self) {
-        self.process = Process::start(&program("crash-worker"), &self.args, &self.log);
+        self.process = Process::start(&program(self.program), &self.args, &self.log);
     }
 
     /// Asks it to end, and waits until it has.
@@ -56,4 +63,14 @@ impl WorkerProcess {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
+}
+
+/// What the worker itself does with its log: lines without colours on stderr.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("ONWARD_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
 }

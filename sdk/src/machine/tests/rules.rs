@@ -559,6 +559,14 @@ fn a_run_that_a_timer_closed_replays() {
     assert!(other.contains("WorkflowExecutionFailed"), "{other}");
 }
 
+#[test]
+fn code_ends_a_run_within_a_task_only() {
+    let mut run = both::<fails_with_nul>(&(), |run| drop(run.on([])));
+    run.history.remove(1);
+    let report = run.replay().unwrap_err().failure.message;
+    assert!(report.ends_with("is out of place: WorkflowExecutionFailed"), "{report}");
+}
+
 workflow!(time_and_chance(ctx) -> Vec<String> {
     let mut seen = Vec::new();
     for _ in 0..3 {

@@ -1,7 +1,7 @@
 //! The end of an attempt: the activity closes, or another attempt follows after a wait.
 
 use onward_proto::{
-    MAX_DURATION_US, Timestamp,
+    MAX_DURATION_US, SeededBug, Timestamp,
     v1::{
         ActivityCompleted, ActivityFailed, ActivityFailureCause, ActivityTimeoutKind, CancelReason,
         Failure, Payload, PendingActivity, history_event::Attributes,
@@ -33,6 +33,9 @@ pub(super) enum Ended<'a> {
 impl Activity {
     /// The wait before the attempt after this one.
     fn backoff_us(&self, attempt: u32) -> i64 {
+        if SeededBug::RetryAtOnce.is_on() {
+            return 0;
+        }
         let retry = self.scheduled.retry.as_ref();
         let or = |micros: Option<i64>, default| micros.filter(|&m| m > 0).unwrap_or(default);
         let initial = or(retry.map(|r| r.initial_interval_us), DEFAULT_INITIAL_INTERVAL_US);
@@ -72,7 +75,12 @@ impl Run {
             // The worker cannot make it smaller, so there is no use in another attempt.
             Err(limit) => failed(activity, attempt, None, identity, Some(limit)),
         };
-        Ok(self.close_activity(now, activity, closing))
+        let mut decision = self.close_activity(now, activity, closing);
+        if SeededBug::CloseTwice.is_on() {
+            let again = timed_out(activity, ActivityTimeoutKind::StartToClose, attempt);
+            decision.records.push(record(now, again));
+        }
+        Ok(decision)
     }
 
     pub(in crate::engine) fn decide_fail_activity(

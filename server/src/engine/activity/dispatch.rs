@@ -4,7 +4,7 @@
 //! an attempt that may have been out.
 
 use onward_proto::{
-    Timestamp,
+    SeededBug, Timestamp,
     v1::{ActivityTask, PendingActivity},
 };
 
@@ -115,7 +115,8 @@ impl Run {
             }],
             ..Decision::default()
         };
-        if may_be_out || activity.is_last(token.attempt) {
+        let is_last = activity.is_last(token.attempt) && !SeededBug::LastAttemptUnwritten.is_on();
+        if may_be_out || is_last {
             let row = PendingActivity {
                 attempts: ended,
                 written_token: Some(token.to_wire()),

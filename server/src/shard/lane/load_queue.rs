@@ -73,6 +73,7 @@ impl LoadQueue {
 #[cfg(test)]
 mod tests {
     use onward_proto::Slot;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -118,5 +119,68 @@ mod tests {
             queue.put_back(*run_id, Urgency::Wanted);
         }
         assert_eq!(queue.take(9), [2, 3, 4].map(run));
+    }
+
+    /// Something that a lane may do. Numbers are taken modulo what there is.
+    #[derive(Debug, Clone)]
+    enum Op {
+        Push(u64, bool),
+        Hurry(u64),
+        /// Takes so many, and does not get as far as the last ones.
+        Take(usize, usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            6 => (0..12_u64, any::<bool>()).prop_map(|(n, wanted)| Op::Push(n, wanted)),
+            3 => (0..12_u64).prop_map(Op::Hurry),
+            2 => (0..5_usize, 0..5_usize).prop_map(|(most, left)| Op::Take(most, left)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn each_run_waits_in_one_place_and_none_is_lost(ops in prop::collection::vec(op(), 1..100)) {
+            let mut queue = LoadQueue::default();
+            // Wanted ones, then due ones.
+            let mut expected: [Vec<u64>; 2] = Default::default();
+            for op in &ops {
+                match *op {
+                    // A run that waits already is not pushed; see `Lane::load`.
+                    Op::Push(n, _) if expected.iter().flatten().any(|waits| *waits == n) => {}
+                    Op::Push(n, wanted) => {
+                        queue.push(run(n), if wanted { Urgency::Wanted } else { Urgency::Due });
+                        expected[usize::from(!wanted)].push(n);
+                    }
+                    Op::Hurry(n) => {
+                        queue.hurry(run(n));
+                        if let Some(place) = expected[1].iter().position(|waits| *waits == n) {
+                            expected[1].remove(place);
+                            expected[0].push(n);
+                        }
+                    }
+                    Op::Take(most, left) => {
+                        let all = expected.concat();
+                        let count = most.min(all.len());
+                        let taken = queue.take(most);
+                        prop_assert_eq!(&taken, &all[..count].iter().map(|n| run(*n)).collect::<Vec<_>>());
+                        let reached = count.saturating_sub(left);
+                        for n in all[reached..count].iter().rev() {
+                            queue.put_back(run(*n), Urgency::Wanted);
+                        }
+                        for n in &all[..count] {
+                            for runs in &mut expected {
+                                runs.retain(|waits| waits != n);
+                            }
+                        }
+                        expected[0].splice(0..0, all[reached..count].iter().copied());
+                    }
+                }
+                prop_assert_eq!(queue.len(), expected.concat().len());
+            }
+            let rest = expected.concat().into_iter().map(run).collect::<Vec<_>>();
+            prop_assert_eq!(queue.take(usize::MAX), rest);
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::{ops::Bound, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onward_proto::{
-    RunId, Timestamp,
+    RunId, SeededBug, Timestamp,
     v1::{JournalRow, PendingActivity},
 };
 use prost::Message as _;
@@ -333,7 +333,8 @@ impl Lane {
         let run_id = row.run_id;
         let journal = read_journal(&loaded.journal)?;
         let pending = read_pending(&loaded.pending)?;
-        let requests = Requests::decode(&row.requests, row.run_id)
+        let accepted = if SeededBug::ForgetRequests.is_on() { &[] } else { row.requests.as_ref() };
+        let requests = Requests::decode(accepted, row.run_id)
             .map_err(|error| format!("its requests cannot be read: {error}"))?;
         let known = match (self.away.remove(&run_id), row.wake_at) {
             (Some(known), _) => known,
@@ -404,6 +405,10 @@ impl Lane {
                         drop(beside.send(Beside::Hot(run_ids, last)).await);
                         return;
                     }
+                    Err(_) if SeededBug::SwallowListing.is_on() => {
+                        drop(beside.send(Beside::Hot(Vec::new(), true)).await);
+                        return;
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "cannot list hot runs yet");
                         node.env.sleep(RETRY).await;
@@ -445,7 +450,9 @@ impl Lane {
         // The smallest value stands for hot runs, which recovery reads.
         let from = if from == Timestamp::MIN { Timestamp::from_micros(i64::MIN + 1) } else { from };
         let horizon = self.now() + HORIZON;
-        self.horizon = horizon;
+        if !SeededBug::RaiseHorizonLate.is_on() {
+            self.horizon = horizon;
+        }
         let (answer, due) = oneshot::channel();
         let ask = DueAsk { slots: self.slots.clone(), from, horizon, answer };
         let (asks, beside) = (self.due_asks.clone(), self.beside_tx.clone());
@@ -461,6 +468,9 @@ impl Lane {
 
     pub(super) fn on_due(&mut self, due: Vec<DueRun>) {
         self.read_ahead_under_way = false;
+        if SeededBug::RaiseHorizonLate.is_on() {
+            self.horizon = self.now() + HORIZON;
+        }
         for DueRun { wake_at, run_id } in due {
             // A run in memory knows its deadline better.
             if !self.runs.contains_key(&run_id) && !self.parked.contains_key(&run_id) {

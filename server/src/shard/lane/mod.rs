@@ -22,6 +22,9 @@ mod tasks;
 mod waiting;
 mod workers;
 
+#[cfg(test)]
+mod properties;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Range,
@@ -30,7 +33,7 @@ use std::{
 };
 
 use onward_proto::{
-    NamespaceId, RunId, Timestamp,
+    NamespaceId, RunId, SeededBug, Timestamp,
     v1::{CancelReason, WorkflowOutcome},
 };
 use tokio::sync::mpsc;
@@ -116,6 +119,9 @@ const HORIZON: Duration = Duration::from_secs(15);
 const READ_AHEAD: Duration = Duration::from_secs(5);
 /// How often a lane whose lease has run out looks whether it has come back.
 const LEASE_WATCH: Duration = Duration::from_millis(50);
+
+/// How much too early deadlines are due when a seeded bug says so.
+const EARLY: Duration = Duration::from_millis(50);
 
 pub(crate) struct Lane {
     node: Arc<Node>,
@@ -378,7 +384,8 @@ impl Lane {
 
     /// The time that deadlines are held against: true time is this or later.
     fn due_now(&self) -> Timestamp {
-        self.node.clock().earliest(self.node.env.boot())
+        let due = self.node.clock().earliest(self.node.env.boot());
+        if SeededBug::DueEarly.is_on() { due + EARLY } else { due }
     }
 
     /// Folds a decision in, stages what it writes, and starts or defers its effects.
@@ -432,6 +439,9 @@ impl Lane {
 
     /// Lets something wait until all that is staged for a run is durable; at once if it is.
     fn defer(&mut self, run_id: RunId, deferred: Deferred) {
+        if deferred.is_let_go_by_bug() {
+            return self.release(deferred);
+        }
         let Err(deferred) = self.open.defer(run_id, deferred) else { return };
         match self.committing.as_mut().and_then(|committing| committing.runs.get_mut(&run_id)) {
             Some(waiting) => deferred.join(waiting),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use onward_proto::{RunId, Timestamp};
+use onward_proto::{RunId, SeededBug, Timestamp};
 
 use super::Lane;
 use crate::shard::message::Request;
@@ -112,6 +112,7 @@ impl Entry {
     pub(super) fn wake_at(&self) -> WakeAt {
         match self.run.wake() {
             Wake::Hot(_) => WakeAt::Hot,
+            Wake::Cold(_) if SeededBug::SleepForEver.is_on() => WakeAt::Never,
             Wake::Cold(deadline) => WakeAt::At(deadline),
             Wake::Never => WakeAt::Never,
         }
@@ -331,5 +332,45 @@ impl Lane {
     /// The session of a worker, if it is still open.
     pub(super) fn session(&self, session: SessionId) -> Option<Arc<crate::dispatch::Session>> {
         self.node.dispatch.session(session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Leavers {
+        fn check(&self, runs: &BTreeMap<RunId, Entry>, place: impl Fn(u64) -> Place) {
+            let bytes: usize = self.order.values().map(|(_, bytes)| bytes).sum();
+            assert_eq!(self.bytes, bytes);
+            for (tick, (run_id, _)) in &self.order {
+                assert_eq!(runs[run_id].place, Some(place(*tick)), "{run_id} stands elsewhere");
+            }
+        }
+    }
+
+    impl Lane {
+        /// Only runs that can leave stand among those that may, each in one place.
+        pub(in crate::shard::lane) fn check_places(&self) {
+            self.idle.check(&self.runs, Place::Idle);
+            self.waiting_runs.check(&self.runs, Place::Waiting);
+            let placed = self.runs.iter().filter(|(_, entry)| entry.place.is_some());
+            let mut count = 0;
+            for (run_id, entry) in placed {
+                count += 1;
+                assert!(!self.is_staged(*run_id), "{run_id} is not durable and may leave");
+                assert!(entry.held.is_empty(), "{run_id} has inputs that wait and may leave");
+                let is_hot = matches!(entry.run.wake(), Wake::Hot(_));
+                assert!(!is_hot || entry.run.can_leave().is_some(), "{run_id} has work in flight");
+            }
+            assert_eq!(count, self.idle.order.len() + self.waiting_runs.order.len());
+        }
+
+        /// After a turn no more is in memory than may be.
+        pub(in crate::shard::lane) fn check_budgets(&self) {
+            for leavers in [&self.idle, &self.waiting_runs] {
+                assert!(leavers.bytes <= leavers.budget);
+            }
+        }
     }
 }

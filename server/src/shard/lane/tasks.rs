@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use onward_proto::{
-    RunId,
+    RunId, SeededBug,
     v1::{EvictRun, JournalRow, WorkflowTask, YieldTask, server_item},
 };
 use prost::Message as _;
@@ -162,6 +162,9 @@ impl Lane {
             return self.give_back(session, Kind::Workflow);
         }
         if self.session(session.id()).is_none() {
+            if SeededBug::OfferLost.is_on() {
+                return;
+            }
             // It ended after it was matched, and its loss may have been handled already.
             return self.offer_task(run_id);
         }

@@ -18,8 +18,8 @@ use std::{
 use onward_proto::{NamespaceId, RunId, Timestamp};
 
 use super::{
-    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, Renewal,
-    Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards, Store, Take, Taken,
+    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, NodeId,
+    Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards, Store, Take, Taken,
 };
 use data::{Answer, Data, Write};
 pub use faults::{CallKind, Fault, Faults, Plan};
@@ -252,9 +252,10 @@ impl Store for MemoryStore {
         })
     }
 
-    fn release(&self, shard_id: ShardId, epoch: u64) -> BoxFuture<'_, Result<()>> {
+    fn release(&self, shard_id: ShardId, node_id: NodeId, epoch: u64) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.write(CallKind::Release, Write::Release(shard_id, epoch)).await.map(|_| ())
+            let release = Write::Release(shard_id, node_id, epoch);
+            self.write(CallKind::Release, release).await.map(|_| ())
         })
     }
 

@@ -32,7 +32,7 @@ use sqlx::{
 };
 
 use super::{
-    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun,
+    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, NodeId,
     OpenError, OpenOptions, Renewal, Renewed, Resolve, Resolved, Result, RunRow, RunUpdate,
     ShardId, Shards, Store, Take, Taken, Verdict, even_shards, hot_after,
     row::{self, StoredRow},
@@ -316,14 +316,15 @@ impl Store for PostgresStore {
         })
     }
 
-    fn release(&self, shard_id: ShardId, epoch: u64) -> BoxFuture<'_, Result<()>> {
+    fn release(&self, shard_id: ShardId, node_id: NodeId, epoch: u64) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let query = || {
                 sqlx::query(
                     "UPDATE shard SET node_id = NULL, address = '', lease_until = NULL
-                     WHERE shard_id = $1 AND epoch = $2",
+                     WHERE shard_id = $1 AND node_id = $2 AND epoch = $3",
                 )
                 .bind(shard_id.0)
+                .bind(node_id.0)
                 .bind(epoch as i64)
             };
             self.write(query).await?;

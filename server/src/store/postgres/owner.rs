@@ -78,8 +78,9 @@ pub(super) async fn resolve(options: &PgConnectOptions, resolve: &Resolve) -> Re
     let epoch = resolve.epoch + 1;
     let batches = locked.batches(resolve.commit_id, resolve.resolve_id, epoch).await?;
     let landed = batches.asked.is_some();
-    if locked.row.epoch != resolve.epoch {
-        let own = locked.row.epoch == epoch && locked.row.node_id == Some(resolve.node_id);
+    let own = locked.row.node_id == Some(resolve.node_id);
+    if locked.row.epoch != resolve.epoch || !own {
+        let own = own && locked.row.epoch == epoch;
         locked.roll_back().await;
         return Ok(match batches.own {
             Some(commit_seq) if own => {
@@ -90,7 +91,7 @@ pub(super) async fn resolve(options: &PgConnectOptions, resolve: &Resolve) -> Re
     }
     let commit_seq = batches.newest + 1;
     let change = Change {
-        node_id: locked.row.node_id,
+        node_id: Some(resolve.node_id),
         address: locked.row.address.clone(),
         epoch,
         lease_us: resolve.lease_us,

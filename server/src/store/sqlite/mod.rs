@@ -38,7 +38,7 @@ use tokio::{
 };
 
 use super::{
-    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun,
+    Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, NodeId,
     OpenError, OpenOptions, Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards,
     Store, Take, Taken, hot_after,
     row::{self, StoredRow},
@@ -271,8 +271,8 @@ impl Store for SqliteStore {
         Box::pin(self.write(move |reply| Job::Renew(renewals, lease_us, reply)))
     }
 
-    fn release(&self, shard_id: ShardId, epoch: u64) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.write(move |reply| Job::Release(shard_id, epoch, reply)))
+    fn release(&self, shard_id: ShardId, node_id: NodeId, epoch: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.write(move |reply| Job::Release(shard_id, node_id, epoch, reply)))
     }
 
     fn find_newest_runs(

@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        Batch, CommitId, Committed, Error, Renewal, Renewed, Resolve, Resolved, Result, ShardId,
-        ShardRow, Shards, Take, Taken, Verdict, even_shards,
+        Batch, CommitId, Committed, Error, NodeId, Renewal, Renewed, Resolve, Resolved, Result,
+        ShardId, ShardRow, Shards, Take, Taken, Verdict, even_shards,
         row::{self, StoredRow},
     },
     arguments, error, statements,
@@ -33,7 +33,7 @@ pub(super) enum Job {
     Commit(Arc<Batch>, Reply<Committed>),
     Resolve(Resolve, Reply<Resolved>),
     Renew(Vec<Renewal>, i64, Reply<Renewed>),
-    Release(ShardId, u64, Reply<()>),
+    Release(ShardId, NodeId, u64, Reply<()>),
     Prune(ShardId, u32, u32, Reply<u64>),
     Close(Reply<()>),
 }
@@ -111,8 +111,8 @@ impl Writer {
             Job::Renew(renewals, lease_us, reply) => {
                 drop(reply.send(self.renew(&renewals, lease_us).await));
             }
-            Job::Release(shard_id, epoch, reply) => {
-                drop(reply.send(self.release(shard_id, epoch).await));
+            Job::Release(shard_id, node_id, epoch, reply) => {
+                drop(reply.send(self.release(shard_id, node_id, epoch).await));
             }
             Job::Prune(shard_id, keep, limit, reply) => {
                 drop(reply.send(self.prune(shard_id, keep, limit).await));
@@ -307,14 +307,15 @@ impl Writer {
         let (connection, known) = self.open().await?;
         let Some(shard) = known.get(&shard_id).cloned() else { return Ok(Resolved::Fenced) };
         let landed = find_batch(connection, shard_id, resolve.commit_id, None).await?.is_some();
-        if shard.row.epoch == resolve.epoch {
+        let own = shard.row.node_id == Some(resolve.node_id);
+        if shard.row.epoch == resolve.epoch && own {
             let commit_seq = shard.commit_seq + 1;
             let lease_until = Some(now.plus_micros(resolve.lease_us));
             let row = ShardRow { epoch, lease_until, ..shard.row };
             self.change_owner(row, commit_seq, resolve.resolve_id).await?;
             return Ok(Resolved::Owned { epoch, commit_seq, landed, now });
         }
-        let own = shard.row.epoch == epoch && shard.row.node_id == Some(resolve.node_id);
+        let own = own && shard.row.epoch == epoch;
         Ok(match find_batch(connection, shard_id, resolve.resolve_id, Some(epoch)).await? {
             Some(commit_seq) if own => Resolved::Owned { epoch, commit_seq, landed, now },
             _ => Resolved::Fenced,
@@ -367,9 +368,10 @@ impl Writer {
         Ok(Renewed { now, verdicts })
     }
 
-    async fn release(&mut self, shard_id: ShardId, epoch: u64) -> Result<()> {
+    async fn release(&mut self, shard_id: ShardId, node_id: NodeId, epoch: u64) -> Result<()> {
         let (_, known) = self.open().await?;
-        let Some(shard) = known.get(&shard_id).filter(|shard| shard.row.epoch == epoch) else {
+        let is_ours = |row: &ShardRow| row.epoch == epoch && row.node_id == Some(node_id);
+        let Some(shard) = known.get(&shard_id).filter(|shard| is_ours(&shard.row)) else {
             return Ok(());
         };
         let row = ShardRow {

@@ -6,6 +6,7 @@ mod history;
 mod linear;
 mod ownership;
 mod programs;
+mod replay;
 mod signals;
 mod state;
 mod timers;
@@ -42,5 +43,7 @@ pub const RULES: &[Rule] = &[
     signals::NOT_OVERLOOKED,
     state::WAKEABLE,
     state::CLOSED_IS_CLOSED,
+    state::LISTED,
+    replay::REPLAYS,
     programs::ENDS_RIGHT,
 ];

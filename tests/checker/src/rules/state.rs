@@ -1,6 +1,6 @@
 //! What is derived from histories agrees with them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use onward_proto::v1::{WorkflowStatus, history_event::Attributes};
 
@@ -19,6 +19,12 @@ pub(super) const CLOSED_IS_CLOSED: Rule = Rule {
     name: "K4",
     says: "a closed run keeps no row of an activity and is never woken",
     check: closed_is_closed,
+};
+
+pub(super) const LISTED: Rule = Rule {
+    name: "K5",
+    says: "the list holds each run of the store once, and of a closed one how it ended",
+    check: listed,
 };
 
 fn wakeable(log: &Log, judge: &mut Judge) {
@@ -57,6 +63,28 @@ fn closed_is_closed(log: &Log, judge: &mut Judge) {
     }
 }
 
+fn listed(log: &Log, judge: &mut Judge) {
+    let mut listed = BTreeMap::new();
+    for one in &log.listed {
+        judge.must(listed.insert(one.run_id, one).is_none(), || format!("{one:?} is listed twice"));
+    }
+    for run in &log.runs {
+        let Some(one) = listed.remove(&run.run_id) else {
+            judge.say(format!("{} is not listed", run.run_id));
+            continue;
+        };
+        if run.status != WorkflowStatus::Running {
+            let events = run.history.len() as u64;
+            judge.must((one.status, one.events) == (run.status, events), || {
+                format!("{one:?}, but it is {:?} with {events} events", run.status)
+            });
+        }
+    }
+    for stray in listed.values() {
+        judge.say(format!("{stray:?} is in no store"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +93,15 @@ mod tests {
     #[test]
     fn a_run_that_nobody_wakes_is_found() {
         broken("K3", |log| open_run(log).wake = Wake::Never);
+    }
+
+    #[test]
+    fn a_list_that_is_not_the_store_is_found() {
+        broken("K5", |log| log.listed.truncate(3));
+        broken("K5", |log| log.listed.push(log.listed[0]));
+        broken("K5", |log| log.listed[0].run_id = uuid::Uuid::from_u128(77));
+        broken("K5", |log| log.listed[0].status = WorkflowStatus::Failed);
+        broken("K5", |log| log.listed[0].events += 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use onward_system_tests::{
-    Faults, Load, Server, StoreUrl, assert_single_writer, postgres_batches,
+    Faults, Load, Runs, Server, StoreUrl, assert_single_writer, postgres_batches,
     proxy::{BatchFault, PostgresProxy},
     within,
 };
@@ -34,7 +34,7 @@ async fn postgres_stops_at_once_10_times() {
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     server.assert_no_panics();
     server.stop().await;
-    assert_single_writer(&postgres_batches(&url).await);
+    assert_single_writer(&postgres_batches(&url, Runs::AllClosed).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn random_postgres_backends_end() {
     load.finish_and_check(&ends, scene.dir()).await;
     server.assert_no_panics();
     server.stop().await;
-    assert_single_writer(&postgres_batches(&url).await);
+    assert_single_writer(&postgres_batches(&url, Runs::AllClosed).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,5 +105,5 @@ async fn the_connection_to_postgres_breaks_around_a_batch() {
     load.finish_and_check(&faults, scene.dir()).await;
     server.assert_no_panics();
     server.stop().await;
-    assert_single_writer(&postgres_batches(&url).await);
+    assert_single_writer(&postgres_batches(&url, Runs::AllClosed).await);
 }

@@ -1,7 +1,7 @@
 //! kill -9 of the server, and of workers.
 
 use onward_system_tests::{
-    Faults, Load, Server, StoreUrl, assert_single_writer, postgres_batches, sqlite_batches,
+    Faults, Load, Runs, Server, StoreUrl, assert_single_writer, postgres_batches, sqlite_batches,
 };
 use onward_test_postgres::Cluster;
 
@@ -48,7 +48,7 @@ async fn kill_workers(scene: &Scene, store: StoreUrl, open: u32) {
 async fn the_server_20_times_on_sqlite() {
     let scene = Scene::new();
     kill_the_server(&scene, scene.sqlite(), 80).await;
-    let batches = sqlite_batches(&scene.dir().join("data")).await;
+    let batches = sqlite_batches(&scene.dir().join("data"), Runs::AllClosed).await;
     assert!(assert_single_writer(&batches) >= KILLS as usize);
 }
 
@@ -56,7 +56,7 @@ async fn the_server_20_times_on_sqlite() {
 async fn the_server_20_times_on_postgres() {
     let (scene, url) = (Scene::new(), Cluster::shared().create_database());
     kill_the_server(&scene, StoreUrl::Postgres(url.clone()), 80).await;
-    assert!(assert_single_writer(&postgres_batches(&url).await) >= KILLS as usize);
+    assert!(assert_single_writer(&postgres_batches(&url, Runs::AllClosed).await) >= KILLS as usize);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,9 +1,8 @@
-//! TCP proxies that break connections: one for anything, one that knows Postgres.
+//! A proxy before Postgres that knows what is said there.
 
 use std::{
     collections::BTreeSet,
     io,
-    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
@@ -17,67 +16,8 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
+use super::local;
 use crate::{free_port, process::within};
-
-/// A proxy that hands bytes through until it is told to cut, and leads where it is told to.
-#[derive(Debug)]
-pub struct Proxy {
-    port: u16,
-    /// Where it leads; nobody gets through while this is `None`.
-    target: watch::Sender<Option<SocketAddr>>,
-    accepting: AbortHandle,
-}
-
-impl Proxy {
-    /// Listens on a port of its own and leads to this one.
-    pub async fn start(port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", free_port())).await.unwrap();
-        let own = listener.local_addr().unwrap().port();
-        let (target, targets) = watch::channel(Some(local(port)));
-        let accepting = tokio::spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(pass(stream, targets.clone()));
-            }
-        });
-        Self { port: own, target, accepting: accepting.abort_handle() }
-    }
-
-    /// Where to connect to.
-    pub fn address(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    /// Breaks all connections, and all that come, until it leads somewhere again.
-    pub fn cut(&self) {
-        self.target.send_replace(None);
-    }
-
-    /// Leads to this port from now on; connections to another are broken.
-    pub fn lead_to(&self, port: u16) {
-        self.target.send_replace(Some(local(port)));
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
-}
-
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
-}
-
-async fn pass(mut near: TcpStream, mut targets: watch::Receiver<Option<SocketAddr>>) {
-    let Some(target) = *targets.borrow_and_update() else { return };
-    let Ok(mut far) = TcpStream::connect(target).await else { return };
-    let _ = (near.set_nodelay(true), far.set_nodelay(true));
-    tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-        _ = targets.wait_for(|now| *now != Some(target)) => {}
-    }
-}
 
 /// What happens to a batch statement on its way to Postgres.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +69,11 @@ impl PostgresProxy {
             }
         });
         Self { port: own, wire, accepting: accepting.abort_handle() }
+    }
+
+    /// Its port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The url of a database of this Postgres, through the proxy.

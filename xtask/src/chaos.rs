@@ -1,0 +1,83 @@
+//! `cargo xtask chaos`: real processes, to which everything happens that can.
+
+use std::{
+    env,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use onward_chaos::{Options, Store};
+
+/// From so many minutes on the longest trouble lasts a minute.
+const LONG: f64 = 10.0;
+
+/// What happens.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How long things go wrong; what was begun then may take some minutes more.
+    #[arg(long, default_value_t = 2.0)]
+    minutes: f64,
+    /// Decides who does what, and what goes wrong when.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where the server keeps its runs.
+    #[arg(long, value_enum, default_value_t = StoreName::Postgres)]
+    store: StoreName,
+    /// How often each trouble came, and how often each rule of the checker was looked at.
+    #[arg(long)]
+    verbose: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StoreName {
+    Postgres,
+    Sqlite,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    if !build() {
+        return ExitCode::FAILURE;
+    }
+    let store = match args.store {
+        StoreName::Postgres => Store::Postgres,
+        StoreName::Sqlite => Store::Sqlite,
+    };
+    let options = Options {
+        seed: args.seed,
+        store,
+        lasts: Duration::from_secs_f64(args.minutes * 60.0),
+        longest: Duration::from_secs(if args.minutes < LONG { 9 } else { 60 }),
+    };
+    println!("chaos: seed {}, {} minutes", options.seed, args.minutes);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("xtask: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let summary = runtime.block_on(onward_chaos::run(options));
+    if args.verbose {
+        println!("looked: {:?}", summary.looked());
+        println!("troubles: {:#?}", summary.troubles());
+    }
+    if let Some(skipped) = summary.skipped() {
+        println!("SKIP {skipped}");
+    }
+    let wrong = summary.wrong();
+    if let Some(wrong) = &wrong {
+        println!("chaos: {wrong}");
+    }
+    println!("{summary}");
+    if wrong.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Builds the programs that are killed, as all tests do: nothing is built a second time.
+fn build() -> bool {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--locked", "--quiet", "--workspace", "--all-targets"]);
+    build.status().is_ok_and(|status| status.success())
+}
