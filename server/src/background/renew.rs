@@ -44,6 +44,7 @@ pub(crate) async fn renew_leases(node: Arc<Node>, mut stop: watch::Receiver<bool
             }
         };
         node.sync_clock(renewed.now, sent);
+        let heard = node.env.boot();
         for (shard, verdict) in renewed.verdicts {
             let Some((lease, mail)) = leases.get(&shard) else { continue };
             let Some(renewal) = renewals.iter().find(|renewal| renewal.shard_id == shard) else {
@@ -51,7 +52,7 @@ pub(crate) async fn renew_leases(node: Arc<Node>, mut stop: watch::Receiver<bool
             };
             let news = match verdict {
                 Verdict::Kept => {
-                    lease.renewed(sent);
+                    lease.renewed(sent, heard);
                     LeaseNews::Renewed
                 }
                 Verdict::Fenced | Verdict::Rewound if lease.is_at(renewal) => LeaseNews::Lost,

@@ -1,11 +1,11 @@
-//! How fresh a lane's claim on its shard is.
+//! How fresh a lane's claim on its shard is, and whether it has stood without a gap.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use super::lane::Owned;
+use super::lane::{LEASE, Owned};
 use crate::store::{self, Renewal, ShardId};
 
 /// When a write that may be asked for again, and renews the lease, was sent.
@@ -44,13 +44,40 @@ struct Inner {
     owned: Owned,
     /// When the last renewal was sent, by the node's own clock.
     renewed: Duration,
+    tenure: Tenure,
     committing: bool,
+}
+
+/// A stretch of time in which the lease has stood without a gap: nobody else owned the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tenure(u64);
+
+impl Inner {
+    fn is_over(&self, boot: Duration) -> bool {
+        boot.saturating_sub(self.renewed) >= LEASE
+    }
+
+    /// Hears at `boot` of a renewal that was sent at `sent`. One that comes too late begins anew:
+    /// nobody knows whose the shard was before it was carried out.
+    fn renew(&mut self, sent: Duration, boot: Duration) {
+        if self.is_over(boot) {
+            self.tenure.0 += 1;
+        }
+        self.renewed = self.renewed.max(sent);
+    }
 }
 
 impl Lease {
     /// A lease that was renewed by the write sent at `renewed`.
     pub(crate) fn new(shard: ShardId, owned: Owned, renewed: Duration) -> Self {
-        Self { shard, inner: Mutex::new(Inner { owned, renewed, committing: false }) }
+        let inner = Inner { owned, renewed, tenure: Tenure(0), committing: false };
+        Self { shard, inner: Mutex::new(inner) }
+    }
+
+    /// The stretch of time that this moment belongs to; none while the lease has run out.
+    pub(crate) fn tenure(&self, boot: Duration) -> Option<Tenure> {
+        let inner = self.lock();
+        (!inner.is_over(boot)).then_some(inner.tenure)
     }
 
     /// Time since the last renewal was sent.
@@ -68,12 +95,15 @@ impl Lease {
         self.lock().committing = committing;
     }
 
-    /// A batch is durable; it renewed the lease if `renewed` says when it was sent.
-    pub(crate) fn committed(&self, owned: Owned, renewed: Option<Duration>) {
+    /// A batch is durable, as is heard at `boot`; it renewed the lease if `renewed` says when it was
+    /// sent.
+    pub(crate) fn committed(&self, owned: Owned, renewed: Option<Duration>, boot: Duration) {
         let mut inner = self.lock();
         inner.owned = owned;
         inner.committing = false;
-        inner.renewed = renewed.map_or(inner.renewed, |renewed| inner.renewed.max(renewed));
+        if let Some(sent) = renewed {
+            inner.renew(sent, boot);
+        }
     }
 
     /// What to ask the database, unless a batch is under way or renewed it just now.
@@ -90,10 +120,9 @@ impl Lease {
         })
     }
 
-    /// The common renewal reached the shard; it was sent at `sent`.
-    pub(crate) fn renewed(&self, sent: Duration) {
-        let mut inner = self.lock();
-        inner.renewed = inner.renewed.max(sent);
+    /// The common renewal reached the shard, as is heard at `boot`; it was sent at `sent`.
+    pub(crate) fn renewed(&self, sent: Duration, boot: Duration) {
+        self.lock().renew(sent, boot);
     }
 
     /// Whether nothing has been committed since the renewal was put together: only then does a bad
@@ -107,5 +136,56 @@ impl Lease {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::CommitId;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn lease() -> Lease {
+        let owned = Owned { epoch: 1, commit_seq: 1, commit_id: CommitId(uuid::Uuid::nil()) };
+        Lease::new(ShardId(0), owned, Duration::ZERO)
+    }
+
+    #[test]
+    fn a_lease_that_is_renewed_in_time_has_no_gap() {
+        let lease = lease();
+        let begun = lease.tenure(Duration::ZERO);
+        lease.renewed(2 * SECOND, 2 * SECOND);
+        assert_eq!(lease.tenure(4 * SECOND), begun);
+        assert!(begun.is_some());
+    }
+
+    #[test]
+    fn a_lease_that_has_run_out_is_none() {
+        let lease = lease();
+        assert!(lease.tenure(2 * SECOND).is_some());
+        assert_eq!(lease.tenure(LEASE), None);
+    }
+
+    #[test]
+    fn a_renewal_that_is_heard_of_too_late_leaves_a_gap() {
+        let lease = lease();
+        let begun = lease.tenure(Duration::ZERO);
+        // Sent in time, but nobody knows when it was carried out.
+        lease.renewed(2 * SECOND, 4 * SECOND);
+        let anew = lease.tenure(4 * SECOND);
+        assert!(anew.is_some());
+        assert_ne!(anew, begun);
+        let owned = Owned { epoch: 2, commit_seq: 2, commit_id: CommitId(uuid::Uuid::nil()) };
+        lease.committed(owned, Some(9 * SECOND), 9 * SECOND);
+        assert_ne!(lease.tenure(9 * SECOND), anew);
+    }
+
+    #[test]
+    fn a_batch_that_renews_nothing_changes_nothing() {
+        let lease = lease();
+        let owned = Owned { epoch: 1, commit_seq: 2, commit_id: CommitId(uuid::Uuid::nil()) };
+        lease.committed(owned, None, 4 * SECOND);
+        assert_eq!(lease.tenure(4 * SECOND), None);
     }
 }

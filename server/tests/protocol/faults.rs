@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use onward_proto::v1::{self, WorkflowStatus};
 use onward_server::store::{CallKind, Fault, ListRuns, Plan, Store as _};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::Code;
 
 use crate::{
@@ -320,6 +320,41 @@ async fn a_lease_counts_from_the_first_attempt_whose_reply_was_lost() {
     assert!(begun.elapsed() < 5 * SECOND, "the thief waits for one lease: {:?}", begun.elapsed());
     let told = timeout(10 * SECOND, client.describe_workflow(describe("one"))).await;
     assert!(!matches!(told, Ok(Ok(_))), "two owners answer: {told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_over_a_gap_of_the_lease_does_not_count() {
+    let owner = Stage::begin();
+    let mut client = owner.client().await;
+    let thief = Stage::with_memory(owner.store.connect(), 1 << 20);
+    sleep(10 * SECOND).await;
+    let own_batches = owner.store.batches();
+    // It reads while its successor owns the shard, and hears of it when the lease is its own again.
+    let travels = Plan { before: 6 * SECOND, after: 3 * SECOND, fault: None };
+    owner.store.faults().set_planner(move |kind| match kind {
+        CallKind::Read => travels,
+        _ => Plan::fault(Fault::Refuse),
+    });
+    let begun = Instant::now();
+    let reject = v1::StartWorkflowRequest {
+        id_reuse_policy: v1::IdReusePolicy::Reject.into(),
+        ..start("one")
+    };
+    let starts = tokio::spawn(async move { client.start_workflow(reject).await });
+    let mut successor = thief.client().await;
+    successor.start_workflow(start("one")).await.unwrap();
+    successor.terminate_workflow(terminate("one")).await.unwrap();
+    assert!(begun.elapsed() < 6 * SECOND, "{:?}", begun.elapsed());
+
+    // A failover loses all that the successor did.
+    sleep_until(begun + 7 * SECOND).await;
+    thief.cut_off();
+    while owner.store.batches() != own_batches {
+        owner.store.rewind(1).unwrap();
+    }
+    owner.store.faults().clear();
+    let started = starts.await.unwrap().unwrap().into_inner();
+    assert!(started.started, "a run that was never there: {started:?}");
 }
 
 #[tokio::test(start_paused = true)]

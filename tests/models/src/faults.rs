@@ -26,17 +26,15 @@ pub struct Faults {
     /// A lease that was asked for twice counts from the second attempt, though the first may have
     /// been carried out.
     pub lease_from_last_attempt: bool,
-    /// A lane takes in what it read after its lease had run out, which may be a successor's.
+    /// A lane takes in what it read while its lease had run out, which may be a successor's.
     pub read_without_lease: bool,
+    /// What was read counts if the lease stands when it has come, though it had run out meanwhile.
+    pub read_over_a_gap: bool,
     /// A lane that was fenced hands its memory on to the next one.
     pub keep_memory: bool,
 }
 
 impl Faults {
-    /// The server as it is: `Lane::on_loaded` does not ask for the lease. That does no harm unless a
-    /// failover takes back what a successor wrote and the lane has read.
-    pub const SERVER: Self = Self { read_without_lease: true, ..Self::NONE };
-
     /// Every rule holds.
     pub const NONE: Self = Self {
         commit_without_epoch: false,
@@ -51,6 +49,7 @@ impl Faults {
         lease_from_reply: false,
         lease_from_last_attempt: false,
         read_without_lease: false,
+        read_over_a_gap: false,
         keep_memory: false,
     };
 }

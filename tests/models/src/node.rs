@@ -85,12 +85,21 @@ pub struct Lane {
     renewed: Tick,
     /// Whether a run of the workflow id is open, as memory has it; `None` until that is read.
     pub memory: Option<bool>,
+    reading: Option<Reading>,
     /// The open batch.
     staged: Option<Change>,
     pub writing: Option<Writing>,
     /// Acks that wait for the lease.
     withheld: Vec<Id>,
     pub renewing: Option<Call<Renewal, Verdict>>,
+}
+
+/// What the database has said, on its way to the lane; `server/src/shard/lane/reads.rs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Reading {
+    is_open: Option<bool>,
+    /// The lease ran out meanwhile and was renewed again: another `Tenure`.
+    over_a_gap: bool,
 }
 
 /// The batch that is on its way.
@@ -151,6 +160,28 @@ impl Node {
             }
             None => return,
         };
+    }
+
+    /// `Reader::counting` in `server/src/shard/lane/reads.rs`: the database answers.
+    pub fn read(&mut self, is_open: Option<bool>) {
+        if let Task::Serving(lane) = &mut self.task {
+            lane.reading = Some(Reading { is_open, over_a_gap: false });
+        }
+    }
+
+    /// Whether the lease ran out while the lane read, and stands again.
+    pub fn reads_over_a_gap(&self) -> bool {
+        self.lane().and_then(|lane| lane.reading).is_some_and(|reading| reading.over_a_gap)
+    }
+
+    /// The same: the answer comes, and counts or not.
+    pub fn on_read(&mut self, now: Tick, faults: Faults) {
+        let Task::Serving(lane) = &mut self.task else { return };
+        let Some(reading) = lane.reading.take() else { return };
+        let stands = lane.is_serving(now) && (faults.read_over_a_gap || !reading.over_a_gap);
+        if stands || faults.read_without_lease {
+            lane.memory = reading.is_open;
+        }
     }
 
     /// Stages a change that is decided on memory alone, and commits it when nothing else commits;
@@ -246,7 +277,7 @@ impl Node {
         let Some(call) = lane.renewing.take() else { return Vec::new() };
         match call.answer {
             Some(Verdict::Kept) => {
-                lane.renewed = lane.renewed.max(call.renewed(now, faults));
+                lane.renew(now, call.renewed(now, faults));
                 lane.release(now, None)
             }
             Some(Verdict::Fenced | Verdict::Rewound) if lane.is_at(call.request) => {
@@ -301,6 +332,7 @@ impl Lane {
             owned,
             renewed,
             memory: None,
+            reading: None,
             staged: None,
             writing: None,
             withheld: Vec::new(),
@@ -312,8 +344,20 @@ impl Lane {
     fn on_durable(&mut self, now: Tick, id: Id, owned: Owned, renewed: Option<Tick>) -> Vec<Id> {
         self.writing = None;
         self.owned = owned;
-        self.renewed = self.renewed.max(renewed.unwrap_or(0));
+        if let Some(sent) = renewed {
+            self.renew(now, sent);
+        }
         self.release(now, Some(id))
+    }
+
+    /// `Inner::renew` in `server/src/shard/lease.rs`.
+    fn renew(&mut self, now: Tick, sent: Tick) {
+        if !self.is_serving(now)
+            && let Some(reading) = &mut self.reading
+        {
+            reading.over_a_gap = true;
+        }
+        self.renewed = self.renewed.max(sent);
     }
 
     /// `Lane::release` and `release_withheld`: in order, and only while the lease stands.
@@ -340,6 +384,11 @@ impl Lane {
     /// Whether the open batch takes another change. A real one takes many.
     pub fn takes_changes(&self) -> bool {
         self.memory.is_some() && self.staged.is_none()
+    }
+
+    /// Whether the lane needs to read, and whether it does.
+    pub fn reads(&self) -> (bool, bool) {
+        (self.memory.is_none() && self.reading.is_none(), self.reading.is_some())
     }
 
     /// `Lease::to_renew`.

@@ -33,6 +33,7 @@ pub const RESOLVED_TWICE: &str = "a resolve was asked again after it had been ca
 pub const OWNER_FENCED: &str = "an owner learnt from its batch that it was one no more";
 pub const REWIND_NOTICED: &str = "a lane noticed that the database had lost its newest batch";
 pub const CAME_BACK: &str = "an owner whose lease had run out went on";
+pub const READ_AGAIN: &str = "what was read did not count, as the lease had run out meanwhile";
 pub const WITHHELD: &str = "an answer waited for the lease";
 
 /// How much may happen.
@@ -93,8 +94,10 @@ pub enum Action {
     Tick,
     /// A node looks at the shard's row, and asks for the shard if it may.
     Look(usize),
-    /// Its lane reads the workflow id's newest run.
-    Load(usize),
+    /// The database gets its lane's question for the workflow id's newest run.
+    Read(usize),
+    /// It gets what it has read.
+    AnswerRead(usize),
     /// Its lane decides something for a client.
     Change(usize),
     /// It asks to renew its lease.
@@ -154,8 +157,10 @@ impl Model for Protocol {
                 Task::Watching(_) => may(true, Action::Look(n)),
                 Task::Taking(..) => {}
                 Task::Serving(lane) => {
-                    let reads = lane.is_serving(now) || self.faults.read_without_lease;
-                    may(reads && lane.memory.is_none(), Action::Load(n));
+                    // A lane asks under its lease, but the question may arrive after that.
+                    let (to_read, reads) = lane.reads();
+                    may(to_read, Action::Read(n));
+                    may(reads, Action::AnswerRead(n));
                     may(left.changes > 0 && lane.takes_changes(), Action::Change(n));
                     may(lane.is_to_renew(now), Action::Renew(n));
                     let answered = lane.renewing.map(|call| call.answer.is_some());
@@ -183,10 +188,14 @@ impl Model for Protocol {
                 world.nodes.iter_mut().for_each(|node| node.age(now + 1));
             }
             Action::Look(n) => world.nodes[n].look(now, world.database.row, self.faults),
-            Action::Load(n) => {
-                if let Task::Serving(lane) = &mut world.nodes[n].task {
-                    lane.memory = world.database.open_runs().map(|open| open > 0);
-                }
+            Action::Read(n) => {
+                let is_open = world.database.open_runs().map(|open| open > 0);
+                world.nodes[n].read(is_open);
+            }
+            Action::AnswerRead(n) => {
+                let came_back = world.nodes[n].reads_over_a_gap();
+                world.nodes[n].on_read(now, self.faults);
+                notes.extend(came_back.then_some(Note::Saw(READ_AGAIN)));
             }
             Action::Change(n) => {
                 world.left.changes -= 1;

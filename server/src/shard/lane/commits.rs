@@ -288,7 +288,7 @@ impl Lane {
             commit_id: batch.commit_id,
         });
         let renewed = (newest.is_some() || batch.renew_lease_us.is_some()).then_some(sent.first);
-        self.lease.committed(self.owned, renewed);
+        self.lease.committed(self.owned, renewed, self.node.env.boot());
         self.node.sync_clock(now, sent.last);
         self.node.metrics.batch(batch.journal.len());
         for row in &batch.journal {
@@ -317,7 +317,7 @@ impl Lane {
 
     /// Whether the lease stands: a fenced owner may neither answer nor dispatch.
     pub(super) fn is_serving(&self) -> bool {
-        self.lease.age(self.node.env.boot()) < LEASE || SeededBug::ServeWithoutLease.is_on()
+        self.lease.tenure(self.node.env.boot()).is_some() || SeededBug::ServeWithoutLease.is_on()
     }
 
     /// Lets something go that all durable state allows, once the lease allows it too and all that

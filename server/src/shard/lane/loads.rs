@@ -3,7 +3,10 @@
 //! All reads go beside the lane. What names a run that is being read waits behind the read; other
 //! runs go on.
 
-use std::{ops::Bound, sync::Arc, time::Duration};
+use std::{
+    ops::{Bound, Range},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use onward_proto::{
@@ -21,17 +24,16 @@ use super::{
     },
     Beside, HORIZON, IdKey, Lane, LaneEnd, READ_AHEAD,
     load_queue::Urgency,
+    reads::RETRY,
     runs::Entry,
 };
 use crate::{
     background::DueAsk,
     engine::{Existing, Requests, Run, RunIdentity, Stored, Work},
-    store::{DueRun, Loaded, LoadedRun, NewestRun, WakeAt},
+    store::{self, BoxFuture, DueRun, Loaded, LoadedRun, NewestRun, Store, WakeAt},
 };
 use onward_proto::v1::WorkflowStatus;
 
-/// Waits between two tries to read while the database is away.
-pub(super) const RETRY: Duration = Duration::from_millis(100);
 /// Statements of one lane's loads that are under way at once.
 const LOADS: usize = 2;
 /// Runs that one of them asks for at most.
@@ -83,30 +85,26 @@ impl Lane {
         }
         self.look_under_way = true;
         let mut ids = std::mem::take(&mut self.look_next);
-        let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
+        let reader = self.reader();
         self.node.env.spawn(async move {
             let mut left = Vec::new();
-            while !beside.is_closed() {
-                let found: Vec<Look> = match node.store.find_newest_runs(ids.clone()).await {
+            while let Some(reply) =
+                reader.read("workflow ids", |store| store.find_newest_runs(ids.clone())).await
+            {
+                let found: Vec<Look> = match reply {
                     Ok(found) => found.into_iter().map(Ok).collect(),
                     // One id fails the statement for all: fewer at once, until it is alone.
-                    Err(error) if error.is_lasting() && ids.len() > 1 => {
+                    Err(_) if ids.len() > 1 => {
                         left.splice(0..0, ids.split_off(ids.len() / 2));
                         continue;
                     }
-                    Err(error) if error.is_lasting() => {
+                    Err(error) => {
                         tracing::error!(%error, "the newest run of a workflow id cannot be read");
                         vec![Err(error.to_string())]
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot look for workflow ids yet");
-                        node.env.sleep(RETRY).await;
-                        continue;
-                    }
                 };
                 let found = ids.into_iter().zip(found).collect();
-                drop(beside.send(Beside::Looked(found, left)).await);
-                return;
+                return reader.tell(Beside::Looked(found, left)).await;
             }
         });
     }
@@ -221,29 +219,25 @@ impl Lane {
         while self.loads_under_way < LOADS && !self.load_next.is_empty() {
             self.loads_under_way += 1;
             let run_ids = self.load_next.take(RUNS_PER_LOAD);
-            let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
+            let reader = self.reader();
             self.node.env.spawn(async move {
-                let mut count = run_ids.len();
-                while !beside.is_closed() {
-                    let asked = run_ids[..count].to_vec();
-                    let loaded = match node.store.load_runs(asked, BYTES_PER_LOAD).await {
+                let mut asked = run_ids.clone();
+                while let Some(reply) = reader
+                    .read("runs", |store| store.load_runs(asked.clone(), BYTES_PER_LOAD))
+                    .await
+                {
+                    let loaded = match reply {
                         Ok(loaded) => loaded,
                         // One run fails the statement for all: fewer at once, until it is alone.
-                        Err(error) if error.is_lasting() && count > 1 => {
-                            count /= 2;
+                        Err(_) if asked.len() > 1 => {
+                            asked.truncate(asked.len() / 2);
                             continue;
-                        }
-                        Err(error) if error.is_lasting() => {
-                            vec![Loaded::Corrupt { row: None, reason: error.to_string() }]
                         }
                         Err(error) => {
-                            tracing::warn!(runs = count, %error, "cannot load runs yet");
-                            node.env.sleep(RETRY).await;
-                            continue;
+                            vec![Loaded::Corrupt { row: None, reason: error.to_string() }]
                         }
                     };
-                    drop(beside.send(Beside::Loaded(run_ids, loaded)).await);
-                    return;
+                    return reader.tell(Beside::Loaded(run_ids, loaded)).await;
                 }
             });
         }
@@ -395,27 +389,20 @@ impl Lane {
     }
 
     fn list_hot(&self, after: Option<RunId>) {
-        let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
-        let slots = self.slots.clone();
+        let (reader, slots) = (self.reader(), self.slots.clone());
         self.node.env.spawn(async move {
-            loop {
-                match node.store.hot_runs(slots.clone(), after, HOT_PAGE).await {
+            while let Some(reply) =
+                reader.read("hot runs", |store| list_hot(store, slots.clone(), after)).await
+            {
+                match reply {
                     Ok(run_ids) => {
                         let last = run_ids.len() < HOT_PAGE as usize;
-                        drop(beside.send(Beside::Hot(run_ids, last)).await);
-                        return;
-                    }
-                    Err(_) if SeededBug::SwallowListing.is_on() => {
-                        drop(beside.send(Beside::Hot(Vec::new(), true)).await);
-                        return;
+                        return reader.tell(Beside::Hot(run_ids, last)).await;
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "cannot list hot runs yet");
-                        node.env.sleep(RETRY).await;
+                        tracing::error!(%error, "hot runs cannot be listed");
+                        reader.node.env.sleep(RETRY).await;
                     }
-                }
-                if beside.is_closed() {
-                    return;
                 }
             }
         });
@@ -453,15 +440,20 @@ impl Lane {
         if !SeededBug::RaiseHorizonLate.is_on() {
             self.horizon = horizon;
         }
-        let (answer, due) = oneshot::channel();
-        let ask = DueAsk { slots: self.slots.clone(), from, horizon, answer };
-        let (asks, beside) = (self.due_asks.clone(), self.beside_tx.clone());
+        let (reader, asks, slots) = (self.reader(), self.due_asks.clone(), self.slots.clone());
         self.node.env.spawn(async move {
+            let due = reader.counting(|| {
+                let (answer, due) = oneshot::channel();
+                let ask = DueAsk { slots: slots.clone(), from, horizon, answer };
+                let asks = asks.clone();
+                Box::pin(async move {
+                    asks.send(ask).await.ok()?;
+                    due.await.ok()
+                })
+            });
             // Without an answer the node stops.
-            if asks.send(ask).await.is_ok()
-                && let Ok(due) = due.await
-            {
-                drop(beside.send(Beside::Due(due)).await);
+            if let Some(Some(due)) = due.await {
+                reader.tell(Beside::Due(due)).await;
             }
         });
     }
@@ -478,6 +470,18 @@ impl Lane {
             }
         }
     }
+}
+
+fn list_hot(
+    store: &dyn Store,
+    slots: Range<u16>,
+    after: Option<RunId>,
+) -> BoxFuture<'_, store::Result<Vec<RunId>>> {
+    let page = store.hot_runs(slots, after, HOT_PAGE);
+    if SeededBug::SwallowListing.is_on() {
+        return Box::pin(async { Ok(page.await.unwrap_or_default()) });
+    }
+    page
 }
 
 fn read_journal(rows: &[Bytes]) -> Result<Vec<JournalRow>, String> {

@@ -16,6 +16,7 @@
 mod commits;
 mod load_queue;
 mod loads;
+mod reads;
 mod requests;
 mod runs;
 mod tasks;

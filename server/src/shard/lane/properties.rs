@@ -246,7 +246,8 @@ impl Stage {
             }
             Op::Pass(ms) => tokio::time::advance(Duration::from_millis(*ms)).await,
             Op::RenewLease => {
-                self.lane.lease.renewed(self.lane.node.env.boot());
+                let now = self.lane.node.env.boot();
+                self.lane.lease.renewed(now, now);
                 self.mail(Mail::Lease(LeaseNews::Renewed));
             }
         }

@@ -11,6 +11,7 @@ use prost::Message as _;
 use super::{
     super::{batch::read_row, message::Mail},
     Beside, Lane, LaneEnd,
+    reads::RETRY,
 };
 use crate::{
     dispatch::{Kind, Match, Offer, OfferKind, Rank, Session},
@@ -229,15 +230,18 @@ impl Lane {
 
     /// Reads what is durable of a run's journal, beside the lane.
     fn read_journal(&self, run_id: RunId, task_id: TaskId, session: SessionId, wait: Duration) {
-        let (node, beside) = (Arc::clone(&self.node), self.beside_tx.clone());
+        let reader = self.reader();
         self.node.env.spawn(async move {
             if !wait.is_zero() {
-                node.env.sleep(wait).await;
+                reader.node.env.sleep(wait).await;
             }
-            let page = node.store.read_journal(run_id, 0, TASK_HISTORY_BYTES).await;
-            drop(
-                beside.send(Beside::Journal(JournalRead { run_id, task_id, session, page })).await,
-            );
+            // Of a failure the lane hears as well: the task may be gone by then.
+            let store = &reader.node.store;
+            let page = reader.counting(|| store.read_journal(run_id, 0, TASK_HISTORY_BYTES)).await;
+            if let Some(page) = page {
+                let read = JournalRead { run_id, task_id, session, page };
+                reader.tell(Beside::Journal(read)).await;
+            }
         });
     }
 
@@ -253,7 +257,7 @@ impl Lane {
             }
             Err(error) => {
                 tracing::warn!(%run_id, %error, "cannot read a journal yet");
-                self.read_journal(run_id, task_id, session, super::loads::RETRY);
+                self.read_journal(run_id, task_id, session, RETRY);
                 return None;
             }
         };
