@@ -207,7 +207,43 @@ impl<D: Send + Sync + 'static> WorkerBuilder<D> {
         self
     }
 
-    /// Adds activities.
+    /// Adds activities. Two of one name in a tuple do not compile:
+    ///
+    /// ```
+    /// # use onward::prelude::*;
+    /// #[activity]
+    /// async fn charge(_: &ActivityCtx, cents: u64) -> onward::Result<u64> {
+    ///     Ok(cents)
+    /// }
+    ///
+    /// #[activity(name = "refund")]
+    /// async fn undo(_: &ActivityCtx, cents: u64) -> onward::Result<u64> {
+    ///     Ok(cents)
+    /// }
+    ///
+    /// fn worker(client: Client) -> onward::WorkerBuilder<()> {
+    ///     Worker::builder(client, "orders").activities::<(charge, undo)>()
+    /// }
+    /// # drop(None::<Client>.map(worker));
+    /// ```
+    ///
+    /// ```compile_fail
+    /// # use onward::prelude::*;
+    /// #[activity]
+    /// async fn charge(_: &ActivityCtx, cents: u64) -> onward::Result<u64> {
+    ///     Ok(cents)
+    /// }
+    ///
+    /// #[activity(name = "charge")]
+    /// async fn undo(_: &ActivityCtx, cents: u64) -> onward::Result<u64> {
+    ///     Ok(cents)
+    /// }
+    ///
+    /// fn worker(client: Client) -> onward::WorkerBuilder<()> {
+    ///     Worker::builder(client, "orders").activities::<(charge, undo)>()
+    /// }
+    /// # drop(None::<Client>.map(worker));
+    /// ```
     pub fn activities<S: ActivitySet<D>>(mut self) -> Self {
         self.activities.extend(activity_entries::<D, S>());
         self

@@ -7,7 +7,7 @@ use std::{
 
 use onward_server::store::*;
 use tokio::{
-    io::{copy, copy_bidirectional, sink},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy, copy_bidirectional, sink},
     net::{UnixListener, UnixStream},
     sync::watch,
     task::{AbortHandle, JoinSet},
@@ -140,4 +140,24 @@ async fn every_call_ends_though_nothing_gets_through() {
     assert!(matches!(committed, Err(Error::Unknown(_))), "{committed:?}");
     assert!(matches!(read, Err(Error::Unavailable(_))), "{read:?}");
     timeout(Duration::from_secs(3), world.store.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_lets_in_and_says_no_more_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join(".s.PGSQL.5432")).unwrap();
+    let host = tokio::spawn(async move {
+        let (mut guest, _) = listener.accept().await.unwrap();
+        let mut asked = [0; 1_024];
+        assert!(guest.read(&mut asked).await.unwrap() > 0);
+        // It may come in (R, 0), and may ask (Z, idle).
+        guest.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap();
+        while guest.read(&mut asked).await.unwrap() > 0 {}
+    });
+    let url =
+        format!("postgres://somebody@localhost/db?sslmode=disable&host={}", dir.path().display());
+    let opened = timeout(Duration::from_secs(15), open(&url, OpenOptions::default())).await;
+    let error = opened.expect("it ends").err().expect("nobody answered");
+    assert_eq!(error.to_string(), "the database cannot be opened: it gives no answer within 10 s");
+    host.await.unwrap();
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    panic::{self, AssertUnwindSafe},
     sync::{
         Mutex, Once,
         atomic::{AtomicU64, Ordering},
@@ -152,7 +153,13 @@ impl Suite {
                             return;
                         }
                         let story = Story::of(seed);
-                        let played = play(&story);
+                        let played = match try_play(&story) {
+                            Ok(played) => played,
+                            Err(wrong) => {
+                                failed.lock().unwrap().get_or_insert((story, wrong));
+                                return;
+                            }
+                        };
                         let twice = seed.is_multiple_of(TWICE) || self.seeds == 1;
                         let mut wrong = first_wrong(&played);
                         if twice && wrong.is_none() {
@@ -176,6 +183,16 @@ impl Suite {
         summary.wall = began.elapsed();
         summary
     }
+}
+
+/// Plays a story. One that cannot even be told to its end is as wrong as one that breaks a rule.
+fn try_play(story: &Story) -> Result<Played, String> {
+    // A story leaves nothing behind that the next one could meet.
+    panic::catch_unwind(AssertUnwindSafe(|| play(story))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        format!("panic: {}", text.unwrap_or("without a text"))
+    })
 }
 
 fn first_wrong(played: &Played) -> Option<String> {
@@ -204,7 +221,8 @@ fn shrink(mut story: Story, mut wrong: String) -> Failure {
             if began.elapsed() >= SHRINK {
                 break 'smaller;
             }
-            let found = first_wrong(&play(&simpler)).filter(|wrong| rule(wrong) == broken);
+            let found = try_play(&simpler).map_or_else(Some, |played| first_wrong(&played));
+            let found = found.filter(|wrong| rule(wrong) == broken);
             if let Some(found) = found {
                 (story, wrong) = (simpler, found);
                 continue 'smaller;
@@ -212,7 +230,7 @@ fn shrink(mut story: Story, mut wrong: String) -> Failure {
         }
         break;
     }
-    let last = play(&story).trace.last;
+    let last = try_play(&story).map_or_else(|_| Vec::new(), |played| played.trace.last);
     Failure { story, wrong, last }
 }
 
@@ -301,8 +319,8 @@ impl fmt::Display for Summary {
 fn count_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
             PANICS.set(PANICS.get() + 1);
             before(info);
         }));

@@ -49,6 +49,8 @@ const COMMIT: &str = include_str!("commit.sql");
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The same for a renewal: there must be time for a second one before the lease runs out.
 const RENEW_DEADLINE: Duration = Duration::from_millis(1_500);
+/// How long it may take to bring the schema up to date, waits for other servers that do included.
+const MIGRATE_DEADLINE: Duration = Duration::from_mins(2);
 /// How long connections may take to end in order.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -74,11 +76,19 @@ impl PostgresStore {
     /// Connects to the database at `url`, checks that it keeps what it commits, and brings the
     /// schema up to date.
     pub async fn open(url: &str, options: OpenOptions) -> Result<Self, OpenError> {
-        let (connect, mut connection) = connect::options(url, &options).await?;
-        connect::guard(&mut connection, &options).await?;
-        connect::migrate(&mut connection, &options).await?;
-        // Behind a pooler the session may go back to others at any time; it has done its work.
-        let _ = connection.close().await;
+        let begin = async {
+            let (connect, mut connection) = connect::options(url, &options).await?;
+            connect::guard(&mut connection, &options).await?;
+            Ok((connect, connection))
+        };
+        let (connect, mut connection) = within(DEADLINE, begin).await?;
+        let migrate = async {
+            connect::migrate(&mut connection, &options).await?;
+            // Behind a pooler the session may go back to others at any time; it has done its work.
+            let _ = connection.close().await;
+            Ok(())
+        };
+        within(MIGRATE_DEADLINE, migrate).await?;
         let in_transactions = options.pg_transaction_pooling;
         let pool = |size, deadline| Pool::new(connect.clone(), in_transactions, size, deadline);
         Ok(Self {
@@ -148,6 +158,16 @@ impl PostgresStore {
         let (_, changed) = asked.map_err(|error| classify(&error, Sent::Perhaps))?;
         Ok(changed)
     }
+}
+
+/// Gives up to open a database that gives no reply.
+async fn within<T>(
+    deadline: Duration,
+    work: impl Future<Output = Result<T, OpenError>>,
+) -> Result<T, OpenError> {
+    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
+        Err(OpenError::Database(format!("it gives no answer within {} s", deadline.as_secs())))
+    })
 }
 
 /// Gives a write up that gets no reply; its connection ends with it.

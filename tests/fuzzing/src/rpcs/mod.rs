@@ -45,7 +45,7 @@ const PATIENCE: Duration = Duration::from_mins(30);
 const QUEUE: &str = "programs";
 /// Rules that hold for every run, whoever started it. The others compare with what was asked for,
 /// and of the storm nobody kept a record.
-const SOUND: &[&str] = &["H1", "H3", "H4", "H5", "H6", "H7", "O1", "T1", "S3", "K3", "K4"];
+const SOUND: &[&str] = &["H1", "H3", "H4", "H5", "H6", "H7", "O1", "T1", "S3", "K3", "K4", "K5"];
 
 /// Which storm.
 #[derive(Debug, Clone, Copy)]
@@ -219,7 +219,7 @@ impl World {
         for n in 0..customers {
             let order =
                 Order { workflow_id: format!("order-{n}"), program: Program::random(&mut rng) };
-            patience = patience.max(PATIENCE + Duration::from_millis(order.program.sleeps_ms()));
+            patience = patience.max(PATIENCE + Duration::from_millis(order.program.lasts_ms()));
             world.lore.borrow_mut().orders.push(order.workflow_id.clone());
             let customer = world.customer(&format!("customer-{n}"), &book, lasts, &mut rng);
             let rng = rng.fork();
@@ -355,6 +355,8 @@ impl World {
         let known = |run_id| runs.iter().any(|run| run.run_id == run_id);
         let executions = executions.into_iter().filter(|one| known(one.run_id)).collect();
         let waits = waits.into_iter().filter(|one| known(one.run_id)).collect();
+        let listed = all.listed.into_iter().filter(|one| known(one.run_id)).collect();
+        let replays = all.replays.into_iter().filter(|one| known(one.run_id)).collect();
         let log = Log {
             operations,
             reads,
@@ -363,6 +365,8 @@ impl World {
             waits,
             runs,
             batches: all.batches,
+            listed,
+            replays,
             ..Log::default()
         };
         for violation in onward_checker::check(&log).violations() {

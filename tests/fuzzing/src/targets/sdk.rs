@@ -266,6 +266,8 @@ pub(crate) fn payloads(input: &[u8]) {
     read::<Bin<Vec<(u32, String)>>>(&payload);
     drop(payload::decode::<f64>(&payload));
     drop(payload::decode::<Parcel>(&payload));
+    drop(payload::decode::<Wrapping>(&payload));
+    drop(payload::decode::<Vec<()>>(&payload));
     drop(<(String, Option<u8>, Bin<Option<u8>>)>::decode(&[payload.clone(), payload]));
 }
 

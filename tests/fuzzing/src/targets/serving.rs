@@ -305,9 +305,10 @@ async fn stored_in(stored: StoredRun) -> MemoryStore {
     let store = database();
     let watched = store.shards(1).await.expect("memory does not fail").rows.remove(0);
     let commit_id = |n| CommitId(Uuid::from_u128(n));
+    let node_id = NodeId(Uuid::from_u128(1));
     let take = Take {
         watched: watched.clone(),
-        node_id: NodeId(Uuid::from_u128(1)),
+        node_id,
         address: String::new(),
         commit_id: commit_id(1),
         lease_us: 1_000_000,
@@ -382,7 +383,7 @@ async fn stored_in(stored: StoredRun) -> MemoryStore {
         pending,
     };
     store.commit(Arc::new(batch)).await.expect("memory does not fail");
-    store.release(watched.shard_id, epoch).await.expect("memory does not fail");
+    store.release(watched.shard_id, node_id, epoch).await.expect("memory does not fail");
     store
 }
 
