@@ -173,7 +173,8 @@ pub fn without_secrets(url: &str) -> String {
             let name = user.split([':', '/', '?']).next().unwrap_or_default();
             shown.push_str(name);
             shown.push_str(if name.len() < user.len() { ":***@" } else { "@" });
-            host
+            // Or the @ is one of a password among the parameters.
+            if user.contains('?') && user.contains("password") { "***" } else { host }
         }
         _ => rest,
     };
@@ -271,6 +272,7 @@ mod tests {
             ("postgres://u:a/b@h/db", "postgres://u:***@h/db"),
             ("postgres://u:a?b@h/db", "postgres://u:***@h/db"),
             ("postgres://u:a:b#c@h/db", "postgres://u:***@h/db"),
+            ("postgres://u@h/db?password=a@secret", "postgres://u:***@***"),
             ("u:secret@h/db", "u:***@h/db"),
             ("sqlite:///var/lib/a@b.db", "sqlite:///var/lib/a@b.db"),
             ("memory:", "memory:"),

@@ -11,12 +11,13 @@ use serde::{
     de::{DeserializeSeed, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor},
 };
 
-/// Levels of lists, maps, structs, enums, options and newtypes inside one another.
+/// Levels of lists, maps, tuples, structs, enums, options and newtypes inside one another.
 const DEPTH: u16 = 256;
 /// Elements without bytes that all lists and maps of a value may have together.
 const EMPTY_ELEMENTS: usize = 1 << 20;
 
-/// Decodes a `T` from so many bytes. Elements that have bytes cannot be more than those.
+/// Decodes a `T` from so many bytes. Elements of lists and maps that have bytes cannot be more than
+/// those, as each has one that belongs to no other.
 pub(super) struct Seed<T> {
     elements: Cell<usize>,
     of: PhantomData<T>,
@@ -32,7 +33,7 @@ impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Seed<T> {
     type Value = T;
 
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<T, D::Error> {
-        let bounds = Bounds { levels: DEPTH, elements: &self.elements };
+        let bounds = Bounds { levels: DEPTH, elements: &self.elements, counts: false };
         T::deserialize(Bounded { inner, bounds })
     }
 }
@@ -42,6 +43,8 @@ impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Seed<T> {
 struct Bounds<'b> {
     levels: u16,
     elements: &'b Cell<usize>,
+    /// What is entered is a list or a map, not a tuple or a struct, which are sequences as well.
+    counts: bool,
 }
 
 impl<'b> Bounds<'b> {
@@ -49,10 +52,17 @@ impl<'b> Bounds<'b> {
         let levels = self.levels.checked_sub(1);
         let levels =
             levels.ok_or_else(|| E::custom(format_args!("nested deeper than {DEPTH} levels")))?;
-        Ok(Self { levels, ..self })
+        Ok(Self { levels, counts: false, ..self })
+    }
+
+    fn into_list<E: Error>(self) -> Result<Self, E> {
+        Ok(Self { counts: true, ..self.deeper()? })
     }
 
     fn element<E: Error>(self) -> Result<(), E> {
+        if !self.counts {
+            return Ok(());
+        }
         let left = self.elements.get().checked_sub(1);
         let left = left.ok_or_else(|| {
             E::custom(format_args!("more than {EMPTY_ELEMENTS} elements without bytes"))
@@ -80,10 +90,10 @@ macro_rules! as_it_is {
     };
 }
 
-macro_rules! one_level_deeper {
-    ($($method:ident($($name:ident: $type:ty),*)),* $(,)?) => {
+macro_rules! deeper {
+    ($enter:ident: $($method:ident($($name:ident: $type:ty),*)),* $(,)?) => {
         $(fn $method<V: Visitor<'de>>(self, $($name: $type,)* visitor: V) -> Result<V::Value, D::Error> {
-            self.inner.$method($($name,)* self.bounds.deeper()?.of(visitor))
+            self.inner.$method($($name,)* self.bounds.$enter()?.of(visitor))
         })*
     };
 }
@@ -99,13 +109,13 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Bounded<'_, D> {
         deserialize_ignored_any,
     }
 
-    one_level_deeper! {
+    deeper! { into_list: deserialize_seq(), deserialize_map() }
+
+    deeper! { deeper:
         deserialize_option(),
         deserialize_newtype_struct(name: &'static str),
-        deserialize_seq(),
         deserialize_tuple(len: usize),
         deserialize_tuple_struct(name: &'static str, len: usize),
-        deserialize_map(),
         deserialize_struct(name: &'static str, fields: &'static [&'static str]),
         deserialize_enum(name: &'static str, variants: &'static [&'static str]),
     }
@@ -170,8 +180,11 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Bounded<'_, A> {
         &mut self,
         seed: S,
     ) -> Result<Option<S::Value>, A::Error> {
-        self.bounds.element()?;
-        self.inner.next_element_seed(self.bounds.of(seed))
+        let element = self.inner.next_element_seed(self.bounds.of(seed))?;
+        if element.is_some() {
+            self.bounds.element()?;
+        }
+        Ok(element)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -186,8 +199,11 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Bounded<'_, A> {
         &mut self,
         seed: S,
     ) -> Result<Option<S::Value>, A::Error> {
-        self.bounds.element()?;
-        self.inner.next_key_seed(self.bounds.of(seed))
+        let key = self.inner.next_key_seed(self.bounds.of(seed))?;
+        if key.is_some() {
+            self.bounds.element()?;
+        }
+        Ok(key)
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {

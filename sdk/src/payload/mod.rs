@@ -606,6 +606,18 @@ mod tests {
         assert_eq!(decode::<Deep>(&payload).unwrap(), deep);
     }
 
+    /// Tuples and structs are sequences as well, and their parts take no bytes of their own.
+    #[test]
+    fn lists_of_small_structs_are_as_long_as_a_payload_may_be() {
+        type Inner = ((bool,), ());
+        let list: Vec<Inner> = vec![((true,), ()); 2 << 20];
+        let payload = encode(&list, Codec::Bincode).unwrap();
+        assert_eq!(decode::<Vec<Inner>>(&payload).unwrap(), list);
+        let lists: Vec<(Vec<()>, Vec<()>)> = vec![(Vec::new(), Vec::new()); 1 << 20];
+        let payload = encode(&lists, Codec::Bincode).unwrap();
+        assert_eq!(decode::<Vec<(Vec<()>, Vec<()>)>>(&payload).unwrap(), lists);
+    }
+
     #[test]
     fn elements_without_bytes_are_bounded() {
         let many = |n: usize| encode(&vec![(); n], Codec::Bincode).unwrap();

@@ -150,8 +150,9 @@ async fn a_database_that_lets_in_and_says_no_more_is_not_opened() {
         let (mut guest, _) = listener.accept().await.unwrap();
         let mut asked = [0; 1_024];
         assert!(guest.read(&mut asked).await.unwrap() > 0);
-        // It may come in (R, 0), and may ask (Z, idle).
-        guest.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap();
+        // It may come in (R, 0) to a server of this version (S), and may ask (Z, idle).
+        let welcome = b"R\0\0\0\x08\0\0\0\0S\0\0\0\x18server_version\x0015.0\0Z\0\0\0\x05I";
+        guest.write_all(welcome).await.unwrap();
         while guest.read(&mut asked).await.unwrap() > 0 {}
     });
     let url =

@@ -169,15 +169,17 @@ fn items(
             Outcome::Ok(_) | Outcome::Refused(_) => operation.ended_us,
         };
         let item = Item { step, began_us: operation.began_us, ended_us };
-        // A request that is sent again is one request: it happened by its first answer.
-        let known = operation.request_id.and_then(|id| requests.get(&id).copied());
+        // A request that is sent again is one request: it happened by its first answer. One that was
+        // refused has left nothing behind, and may be taken when it comes again.
+        let taken = operation.request_id.filter(|_| !is_refused(&operation.outcome));
+        let known = taken.and_then(|id| requests.get(&id).copied());
         if let Some(known) = known {
             let first: &mut Item = &mut items[known];
             first.began_us = first.began_us.min(item.began_us);
             first.ended_us = first.ended_us.min(item.ended_us);
             continue;
         }
-        requests.extend(operation.request_id.map(|id| (id, items.len())));
+        requests.extend(taken.map(|id| (id, items.len())));
         items.push(item);
     }
     // Runs that end by themselves do so at any moment.
@@ -192,6 +194,10 @@ fn items(
         }
     }
     items
+}
+
+fn is_refused(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Refused(_))
 }
 
 struct Search<'a> {
@@ -309,6 +315,19 @@ mod tests {
         let mut log = good();
         let refused = of_process(&mut log, "takes over");
         refused.outcome = Outcome::Unknown;
+        let mut judge = Judge::default();
+        linearizable(&log, &mut judge);
+        assert_eq!(format!("{judge:?}"), format!("Judge {{ looked: 1, broken: [] }}"));
+    }
+
+    #[test]
+    fn a_request_that_was_refused_may_be_taken_when_it_comes_again() {
+        let mut log = good();
+        let again = of_process(&mut log, "takes over").request_id;
+        let place = log.operations.iter().position(|one| one.process == "refused").unwrap();
+        let mut refused = log.operations.remove(place);
+        refused.request_id = again;
+        log.operations.insert(0, refused);
         let mut judge = Judge::default();
         linearizable(&log, &mut judge);
         assert_eq!(format!("{judge:?}"), format!("Judge {{ looked: 1, broken: [] }}"));
