@@ -170,7 +170,7 @@ pub fn without_secrets(url: &str) -> String {
         // A path may hold any character.
         Some((user, host)) if scheme != "sqlite://" => {
             // Whoever forgets to encode a password may have any character in it, up to the last @.
-            let name = user.split([':', '/', '?']).next().unwrap_or_default();
+            let name = user.split([':', '/', '?', '@']).next().unwrap_or_default();
             shown.push_str(name);
             shown.push_str(if name.len() < user.len() { ":***@" } else { "@" });
             // Or the @ is one of a password among the parameters.
