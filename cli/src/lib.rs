@@ -82,7 +82,8 @@ pub fn check_command_line(words: impl IntoIterator<Item = OsString>) -> Result<(
 /// What the user would be told.
 #[doc(hidden)]
 pub fn check_settings(text: &str) -> Result<(), String> {
-    settings::File::parse(text).map(drop).map_err(|error| error.to_string())
+    settings::File::parse(text).map(drop)
 }
 
+#[doc(hidden)]
 pub use settings::without_secrets;

@@ -47,8 +47,17 @@ impl File {
     }
 
     /// Reads the text of a file.
-    pub(crate) fn parse(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
+    ///
+    /// # Errors
+    /// What is wrong, and where. The line itself is not shown: it may hold a password.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error: toml::de::Error| {
+            let at = error.span().and_then(|span| text.get(..span.start));
+            let place = at.map_or_else(String::new, |before| {
+                format!("line {}: ", before.matches('\n').count() + 1)
+            });
+            place + error.message()
+        })
     }
 }
 
@@ -248,6 +257,24 @@ mod tests {
         fs::write(file.path(), "listne = '127.0.0.1:1'").unwrap();
         let error = File::read(Some(file.path())).unwrap_err();
         assert!(error.text().unwrap().contains("unknown field `listne`"), "{error:?}");
+    }
+
+    #[test]
+    fn a_wrong_setting_is_placed_and_a_password_beside_it_is_not_shown() {
+        let url = "postgres://u:secret@h/db";
+        for wrong in [
+            format!("insecure = true\nstore = {url}"),
+            format!("insecure = true\nstore = '{url}\nlog = 'warn'"),
+            format!("insecure = true\nstroe = '{url}'"),
+            format!("insecure = true\nstore = ['{url}']"),
+            format!("insecure = true\nstore = '{url}' x"),
+            format!("insecure = true\nlisten = '{url}'"),
+            format!("insecure = true\ninsecure = '{url}'"),
+        ] {
+            let error = File::parse(&wrong).unwrap_err();
+            assert!(error.starts_with("line 2: "), "{wrong}: {error}");
+            assert!(!error.contains("secret"), "{wrong}: {error}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What users see of the macros and of the traits behind them: every message is a case with its
+//! What users see of the macros and of the traits behind them: each mistake is a case with its
 //! expected text. What must compile is in `compiles/`: with a case that passes, each of these would
 //! build all dependencies, not only check them. For the same reason what only code generation
 //! notices (two activities of one name) is a case of `WorkerBuilder::activities`.

@@ -122,6 +122,12 @@ fn sow() -> io::Result<bool> {
     for (target, seeds) in seeds::all() {
         let dir = corpus(target);
         fs::create_dir_all(&dir)?;
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if is_sown(&path) {
+                fs::remove_file(path)?;
+            }
+        }
         for seed in seeds {
             fs::write(dir.join(format!("{:016x}", XxHash3_64::oneshot(&seed))), seed)?;
         }

@@ -2,7 +2,8 @@
 //!
 //! A type that contains itself is as deep as its bytes say, and each level takes some of the stack;
 //! a value without bytes (`()`) is there as often as a number says. JSON bounds the first by itself
-//! and does not know the second. Bincode does neither, so its decoder goes through [`Bounded`].
+//! and does not know the second. Bincode does neither, so its decoder goes through [`Bounded`]; what
+//! its encoder is given is measured alike, in `measure`.
 
 use std::{cell::Cell, fmt, marker::PhantomData};
 
@@ -12,9 +13,19 @@ use serde::{
 };
 
 /// Levels of lists, maps, tuples, structs, enums, options and newtypes inside one another.
-const DEPTH: u16 = 256;
+pub(super) const DEPTH: u16 = 256;
 /// Elements without bytes that all lists and maps of a value may have together.
-const EMPTY_ELEMENTS: usize = 1 << 20;
+pub(super) const EMPTY_ELEMENTS: usize = 1 << 20;
+
+/// Why a value is refused that is nested deeper than `levels`.
+pub(super) fn too_deep(levels: u16) -> String {
+    format!("nested deeper than {levels} levels")
+}
+
+/// Why a value is refused that has too many elements without bytes.
+pub(super) fn too_many() -> String {
+    format!("more than {EMPTY_ELEMENTS} elements without bytes")
+}
 
 /// Decodes a `T` from so many bytes. Elements of lists and maps that have bytes cannot be more than
 /// those, as each has one that belongs to no other.
@@ -50,8 +61,7 @@ struct Bounds<'b> {
 impl<'b> Bounds<'b> {
     fn deeper<E: Error>(self) -> Result<Self, E> {
         let levels = self.levels.checked_sub(1);
-        let levels =
-            levels.ok_or_else(|| E::custom(format_args!("nested deeper than {DEPTH} levels")))?;
+        let levels = levels.ok_or_else(|| E::custom(too_deep(DEPTH)))?;
         Ok(Self { levels, counts: false, ..self })
     }
 
@@ -64,9 +74,7 @@ impl<'b> Bounds<'b> {
             return Ok(());
         }
         let left = self.elements.get().checked_sub(1);
-        let left = left.ok_or_else(|| {
-            E::custom(format_args!("more than {EMPTY_ELEMENTS} elements without bytes"))
-        })?;
+        let left = left.ok_or_else(|| E::custom(too_many()))?;
         self.elements.set(left);
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! so a worker may change its codec while runs are open.
 
 mod bounded;
+mod measure;
 
 use std::fmt;
 
@@ -119,7 +120,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Bin<T> {
 /// Encodes a value.
 ///
 /// # Errors
-/// If its `Serialize` refuses, or JSON cannot express it (a map whose keys are no strings).
+/// If its `Serialize` refuses, JSON cannot express it (a map whose keys are no strings), or it is
+/// beyond the bounds of [`decode`].
 pub fn encode<T: Serialize + ?Sized>(value: &T, codec: Codec) -> Result<v1::Payload, PayloadError> {
     encode_as(value, shape_of(value), codec)
 }
@@ -134,14 +136,15 @@ fn encode_as<T: Serialize + ?Sized>(
     let (content_type, data) = match (shape, codec) {
         (Shape::Bin, _) | (_, Codec::Bincode) => {
             let config = bincode::config::standard().with_limit::<BINCODE_LIMIT>();
-            (
-                BINCODE,
-                bincode::serde::encode_to_vec(value, config)
-                    .map_err(|error| refused(error.to_string()))?,
-            )
+            let data = bincode::serde::encode_to_vec(value, config)
+                .map_err(|error| refused(error.to_string()))?;
+            measure::bincode(value, data.len()).map_err(refused)?;
+            (BINCODE, data)
         }
         (_, Codec::Json) => {
-            (JSON, serde_json::to_vec(value).map_err(|error| refused(error.to_string()))?)
+            let data = serde_json::to_vec(value).map_err(|error| refused(error.to_string()))?;
+            measure::json(&data).map_err(refused)?;
+            (JSON, data)
         }
     };
     Ok(v1::Payload {
@@ -153,7 +156,7 @@ fn encode_as<T: Serialize + ?Sized>(
 
 /// Decodes a value by the content type that was recorded with it.
 ///
-/// Levels inside one another are bounded (JSON 128; bincode 256, options and newtypes counted), and so
+/// Levels inside one another are bounded (JSON 127; bincode 256, options and newtypes counted), and so
 /// are elements that take no bytes in bincode (1,048,576).
 ///
 /// # Errors
@@ -606,6 +609,52 @@ mod tests {
         assert_eq!(decode::<Deep>(&payload).unwrap(), deep);
     }
 
+    /// Whoever writes a value finds out, not whoever reads it.
+    #[test]
+    fn what_cannot_be_decoded_is_not_encoded() {
+        fn links(n: usize) -> Link {
+            (0..n).fold(Link(None), |link, _| Link(Some(Box::new(link))))
+        }
+        fn nested(n: usize) -> Deep {
+            (0..n).fold(Deep::End, |deep, at| match at % 5 {
+                0 => Deep::Option(Some(Box::new(deep))),
+                1 => Deep::List(vec![deep]),
+                2 => Deep::Map([(1, deep)].into()),
+                3 => Deep::Struct { inner: Box::new(deep) },
+                _ => Deep::Tuple(1, Box::new(deep)),
+            })
+        }
+        fn deepest<T: Serialize + DeserializeOwned>(codec: Codec, value: fn(usize) -> T) -> usize {
+            let encodes = |n: &usize| encode(&value(*n), codec).is_ok();
+            let most = (1..300).take_while(encodes).last().unwrap();
+            decode::<T>(&encode(&value(most), codec).unwrap()).unwrap();
+            // What decoding refuses is just one more.
+            let config = bincode::config::standard();
+            let beyond = match codec {
+                Codec::Json => v1::Payload {
+                    content_type: JSON.into(),
+                    data: serde_json::to_vec(&value(most + 1)).unwrap().into(),
+                    ..Default::default()
+                },
+                Codec::Bincode => {
+                    in_bincode(bincode::serde::encode_to_vec(value(most + 1), config).unwrap())
+                }
+            };
+            assert!(decode::<T>(&beyond).is_err());
+            most
+        }
+        assert_eq!(deepest(Codec::Bincode, links), 127);
+        assert!(deepest(Codec::Bincode, nested) > 40);
+        assert!(deepest(Codec::Json, nested) > 40);
+        let error = encode(&links(128), Codec::Bincode).unwrap_err().to_string();
+        assert!(error.ends_with(": nested deeper than 256 levels"), "{error}");
+        let error = encode(&nested(200), Codec::Json).unwrap_err().to_string();
+        assert!(error.ends_with(": nested deeper than 127 levels"), "{error}");
+        // Brackets in texts are no levels.
+        assert!(encode(&r#"[[\"[{"#.repeat(200), Codec::Json).is_ok());
+        assert!(encode(&r"[\".repeat(200), Codec::Json).is_ok());
+    }
+
     /// Tuples and structs are sequences as well, and their parts take no bytes of their own.
     #[test]
     fn lists_of_small_structs_are_as_long_as_a_payload_may_be() {
@@ -626,7 +675,11 @@ mod tests {
         assert!(error.to_string().contains("1048576 elements without bytes"), "{error}");
         // Together: each of these lists alone would do.
         let lists = vec![vec![(); 600_000]; 2];
-        let error = decode::<Vec<Vec<()>>>(&encode(&lists, Codec::Bincode).unwrap()).unwrap_err();
+        let refused = encode(&lists, Codec::Bincode).unwrap_err();
+        assert!(refused.to_string().contains("1048576 elements without bytes"), "{refused}");
+        let config = bincode::config::standard();
+        let written = in_bincode(bincode::serde::encode_to_vec(&lists, config).unwrap());
+        let error = decode::<Vec<Vec<()>>>(&written).unwrap_err();
         assert!(error.to_string().contains("1048576 elements without bytes"), "{error}");
         let bytes = encode(&vec![7_u8; 2 << 20], Codec::Bincode).unwrap();
         assert_eq!(decode::<Vec<u8>>(&bytes).unwrap().len(), 2 << 20);

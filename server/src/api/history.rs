@@ -146,7 +146,22 @@ fn empty_page(token: &[u8], run_id: Option<RunId>) -> GetWorkflowHistoryResponse
 }
 
 /// A page of the history of a task that a worker holds: numbered events, then the facts it took.
+///
+/// A worker builds its workflow on it, so it must be the lane's own as all that the lane reads: it
+/// counts only under one hold on the slot, from before the first read until it goes out.
 pub(super) async fn task_history(
+    node: &Node,
+    run_id: RunId,
+    task_id: TaskId,
+    position: &[u8],
+) -> Result<TaskHistoryResponse, Status> {
+    let not_held = || Status::unavailable("the shard's lease has run out; ask again");
+    let hold = node.hold(run_id.slot()).ok_or_else(not_held)?;
+    let page = read_task_history(node, run_id, task_id, position).await?;
+    if node.hold(run_id.slot()) == Some(hold) { Ok(page) } else { Err(not_held()) }
+}
+
+async fn read_task_history(
     node: &Node,
     run_id: RunId,
     task_id: TaskId,

@@ -10,7 +10,7 @@ use std::{
 use super::{
     clock::DatabaseClock,
     incidents::Incidents,
-    lease::Lease,
+    lease::{Lease, Tenure},
     mailbox::{Mailbox, NotPut},
     message::{Mail, Refusal, Request, Target},
 };
@@ -69,6 +69,13 @@ pub(crate) struct LaneAddress {
     pub(crate) slots: Range<u16>,
     pub(crate) incarnation: Incarnation,
     pub(crate) mail: Mailbox,
+}
+
+/// A stretch of time in which one lane has served a slot under an unbroken lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hold {
+    incarnation: Incarnation,
+    tenure: Tenure,
 }
 
 /// A run that is kept out of memory, because its records cannot be read or stored.
@@ -178,6 +185,18 @@ impl Node {
     pub(crate) fn lane_of(&self, slot: Slot) -> Option<Mailbox> {
         let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
         lanes.values().find(|lane| lane.slots.contains(&slot.get())).map(|lane| lane.mail.clone())
+    }
+
+    /// The hold on a slot that this moment belongs to; none while nobody here may answer for it.
+    /// What is read beside a lane is the lane's own if its hold was the same before and after.
+    pub(crate) fn hold(&self, slot: Slot) -> Option<Hold> {
+        let (shard, incarnation) = {
+            let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+            let (shard, lane) = lanes.iter().find(|(_, lane)| lane.slots.contains(&slot.get()))?;
+            (*shard, lane.incarnation)
+        };
+        let tenure = self.leases().get(&shard)?.0.tenure(self.env.boot())?;
+        Some(Hold { incarnation, tenure })
     }
 
     /// Puts a client's request into the mailbox of its lane.

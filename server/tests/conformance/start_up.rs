@@ -43,7 +43,7 @@ async fn a_newer_schema_of_postgres_is_refused_by_name() {
 #[tokio::test]
 async fn a_user_must_be_named() {
     let message = refusal("postgres://localhost/onward", unsafe_options()).await;
-    assert!(message.contains("names no user"), "{message}");
+    assert!(message.contains("url cannot be read: it names no user"), "{message}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::{
     stage::{Stage, database},
     world::{
         RawWorker, complete_workflow, describe, history, kinds, payload, signal, start,
-        start_timer, terminate,
+        start_timer, task_history_of, terminate,
     },
 };
 
@@ -355,6 +355,40 @@ async fn what_is_read_over_a_gap_of_the_lease_does_not_count() {
     owner.store.faults().clear();
     let started = starts.await.unwrap().unwrap().into_inner();
     assert!(started.started, "a run that was never there: {started:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_history_that_is_read_over_a_gap_of_the_lease_does_not_count() {
+    let owner = Stage::begin();
+    let mut client = owner.client().await;
+    let thief = Stage::with_memory(owner.store.connect(), 1 << 20);
+    sleep(10 * SECOND).await;
+    let mut worker = owner.worker().await;
+    client.start_workflow(start("one")).await.unwrap();
+    let task = worker.task().await;
+    let own_batches = owner.store.batches();
+    let travels = Plan { before: 6 * SECOND, after: 3 * SECOND, fault: None };
+    owner.store.faults().set_planner(move |kind| match kind {
+        CallKind::Read => travels,
+        _ => Plan::fault(Fault::Refuse),
+    });
+    let begun = Instant::now();
+    let (mut calls, request) = (worker.calls.clone(), task_history_of(&task));
+    let page = tokio::spawn(async move { calls.task_history(request).await });
+    thief.client().await.signal_workflow(signal("one")).await.unwrap();
+    assert!(begun.elapsed() < 6 * SECOND, "{:?}", begun.elapsed());
+
+    // A failover loses the signal, and the lease is the owner's again.
+    sleep_until(begun + 7 * SECOND).await;
+    thief.cut_off();
+    while owner.store.batches() != own_batches {
+        owner.store.rewind(1).unwrap();
+    }
+    owner.store.faults().clear();
+    let page = page.await.unwrap();
+    let refused = page.map(|page| kinds(&page.get_ref().events)).unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert_eq!(kinds(&worker.task_history(&task).await), ["started"]);
 }
 
 #[tokio::test(start_paused = true)]

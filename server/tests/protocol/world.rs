@@ -141,7 +141,7 @@ pub(crate) struct RawWorker {
     items: mpsc::Sender<SessionRequest>,
     answers: Streaming<SessionResponse>,
     waiting: std::collections::VecDeque<server_item::Kind>,
-    calls: WorkerServiceClient<Channel>,
+    pub(crate) calls: WorkerServiceClient<Channel>,
 }
 
 impl RawWorker {
@@ -282,12 +282,7 @@ impl RawWorker {
     ) -> Vec<HistoryEvent> {
         let mut events = Vec::new();
         loop {
-            let request = v1::TaskHistoryRequest {
-                task_id: task.task_id,
-                run_id: task.run_id.clone(),
-                position,
-                ..v1::TaskHistoryRequest::default()
-            };
+            let request = v1::TaskHistoryRequest { position, ..task_history_of(task) };
             let page = self.calls.task_history(request).await.unwrap().into_inner();
             events.extend(page.events);
             position = page.next_position;
@@ -316,6 +311,15 @@ impl RawWorker {
             }),
         }))
         .await;
+    }
+}
+
+/// Asks for a task's history, from event 1 on.
+pub(crate) fn task_history_of(task: &v1::WorkflowTask) -> v1::TaskHistoryRequest {
+    v1::TaskHistoryRequest {
+        task_id: task.task_id,
+        run_id: task.run_id.clone(),
+        ..v1::TaskHistoryRequest::default()
     }
 }
 

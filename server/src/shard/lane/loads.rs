@@ -442,7 +442,7 @@ impl Lane {
         }
         let (reader, asks, slots) = (self.reader(), self.due_asks.clone(), self.slots.clone());
         self.node.env.spawn(async move {
-            let due = reader.counting(|| {
+            let due = reader.ask_under_lease(|| {
                 let (answer, due) = oneshot::channel();
                 let ask = DueAsk { slots: slots.clone(), from, horizon, answer };
                 let asks = asks.clone();

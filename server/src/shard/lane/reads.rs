@@ -44,7 +44,7 @@ impl Reader {
         ask: impl Fn(&dyn Store) -> BoxFuture<'_, store::Result<T>>,
     ) -> Option<store::Result<T>> {
         loop {
-            match self.counting(|| ask(self.node.store.as_ref())).await? {
+            match self.ask_under_lease(|| ask(self.node.store.as_ref())).await? {
                 Err(error) if !error.is_lasting() => {
                     tracing::warn!(%error, what, "cannot read yet");
                     self.node.env.sleep(RETRY).await;
@@ -55,7 +55,10 @@ impl Reader {
     }
 
     /// Asks until a reply counts. `None` when the lane has ended.
-    pub(super) async fn counting<'a, T>(&self, ask: impl Fn() -> BoxFuture<'a, T>) -> Option<T> {
+    pub(super) async fn ask_under_lease<'a, T>(
+        &self,
+        ask: impl Fn() -> BoxFuture<'a, T>,
+    ) -> Option<T> {
         while !self.beside.is_closed() {
             let tenure = self.lease.tenure(self.node.env.boot());
             if tenure.is_none() {

@@ -237,7 +237,8 @@ impl Lane {
             }
             // Of a failure the lane hears as well: the task may be gone by then.
             let store = &reader.node.store;
-            let page = reader.counting(|| store.read_journal(run_id, 0, TASK_HISTORY_BYTES)).await;
+            let page =
+                reader.ask_under_lease(|| store.read_journal(run_id, 0, TASK_HISTORY_BYTES)).await;
             if let Some(page) = page {
                 let read = JournalRead { run_id, task_id, session, page };
                 reader.tell(Beside::Journal(read)).await;

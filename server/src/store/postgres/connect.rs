@@ -1,7 +1,6 @@
 //! Connections to Postgres: their settings, what we refuse to run on, the schema.
 
 use std::{
-    str::FromStr,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -15,6 +14,7 @@ use sqlx::{
 use super::{
     super::{OpenError, OpenOptions, migrate_error},
     error::sqlstate,
+    url::read_url,
 };
 
 /// How long a connection may take to come up.
@@ -49,16 +49,6 @@ const SESSION: [(&str, &str); 13] = [
     ("tcp_keepalives_count", "2"),
 ];
 
-/// Reads the url.
-pub(in crate::store) fn read_url(url: &str) -> Result<PgConnectOptions, OpenError> {
-    let options = PgConnectOptions::from_str(url)
-        .map_err(|error| OpenError::Database(format!("the url cannot be read: {error}")))?;
-    if names_a_user(url) {
-        return Ok(options);
-    }
-    Err(OpenError::Database("the url names no user; write postgres://user@host/database".into()))
-}
-
 /// Reads the url, and finds out whether the way to the database takes session settings: an older
 /// pooler does not.
 pub(super) async fn options(
@@ -84,16 +74,6 @@ pub(super) async fn options(
         }
         Err(error) => Err(database(&error)),
     }
-}
-
-/// Without a name the driver may log in as somebody else than meant.
-pub(super) fn names_a_user(url: &str) -> bool {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let authority = authority.split('/').next().unwrap_or_default();
-    authority.split_once('@').is_some_and(|(user, _)| !user.is_empty() && !user.starts_with(':'))
-        || query.split('&').any(|pair| pair.starts_with("user=") && pair.len() > 5)
-        || std::env::var_os("PGUSER").is_some()
 }
 
 /// Opens one connection.

@@ -11,11 +11,12 @@ mod connect;
 mod error;
 mod owner;
 mod pool;
+mod url;
 
 #[cfg(test)]
 mod tests;
 
-pub(super) use connect::read_url;
+pub(super) use url::read_url;
 
 use std::{
     collections::BTreeMap,
@@ -81,14 +82,10 @@ impl PostgresStore {
             connect::guard(&mut connection, &options).await?;
             Ok((connect, connection))
         };
-        let (connect, mut connection) = within(DEADLINE, begin).await?;
-        let migrate = async {
-            connect::migrate(&mut connection, &options).await?;
-            // Behind a pooler the session may go back to others at any time; it has done its work.
-            let _ = connection.close().await;
-            Ok(())
-        };
-        within(MIGRATE_DEADLINE, migrate).await?;
+        let (connect, mut connection) = answered_within(DEADLINE, begin).await?;
+        answered_within(MIGRATE_DEADLINE, connect::migrate(&mut connection, &options)).await?;
+        // Behind a pooler the session may go back to others at any time; it has done its work.
+        drop(tokio::time::timeout(CLOSE_DEADLINE, connection.close()).await);
         let in_transactions = options.pg_transaction_pooling;
         let pool = |size, deadline| Pool::new(connect.clone(), in_transactions, size, deadline);
         Ok(Self {
@@ -161,7 +158,7 @@ impl PostgresStore {
 }
 
 /// Gives up to open a database that gives no reply.
-async fn within<T>(
+async fn answered_within<T>(
     deadline: Duration,
     work: impl Future<Output = Result<T, OpenError>>,
 ) -> Result<T, OpenError> {
