@@ -73,6 +73,7 @@ pub fn activity(args: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// | key | what it sets |
 /// |---|---|
+/// | `on_panic = "fail"` | a panic fails the run; otherwise it fails the task, which is tried again until it goes well |
 /// | `name = "order"` | the name the server knows; the function's own otherwise |
 /// | `marker = Order` | the name of the type; the function's own otherwise |
 /// | `crate = path` | where the SDK is found; `::onward` otherwise |

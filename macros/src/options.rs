@@ -62,13 +62,30 @@ fn name(literal: LitStr) -> syn::Result<LitStr> {
 #[derive(Default)]
 pub(crate) struct WorkflowOptions {
     pub(crate) naming: Naming,
+    /// Whether a panic fails the run.
+    pub(crate) fails_on_panic: bool,
 }
 
 impl WorkflowOptions {
     /// Whatever could be read; mistakes go to `faults`.
     pub(crate) fn parse(args: TokenStream, faults: &mut Faults) -> Self {
         let mut options = Self::default();
-        keys::each(args, &Naming::KEYS, faults, |key, input, _| options.naming.read(key, input));
+        let [name, path, marker] = Naming::KEYS;
+        keys::each(args, &[name, path, marker, "on_panic"], faults, |key, input, _| {
+            if key != "on_panic" {
+                return options.naming.read(key, input);
+            }
+            let what: LitStr = keys::value(input)?;
+            options.fails_on_panic = match what.value().as_str() {
+                "fail" => true,
+                "retry" => false,
+                _ => {
+                    let known = "`on_panic` is \"retry\" (the task, until it goes well) or \"fail\" (the run)";
+                    return Err(syn::Error::new(what.span(), known));
+                }
+            };
+            Ok(())
+        });
         options
     }
 }

@@ -46,6 +46,9 @@ impl Workflow {
         let cfgs = caller::cfgs(&function.attrs);
         let (inner, call) = caller::inner(&function);
         let args = caller::owned_types(&function);
+        let on_panic = options
+            .fails_on_panic
+            .then(|| quote!(const ON_PANIC: #sdk::OnPanic = #sdk::OnPanic::Fail;));
         let ret = &function.output;
         let output = quote_spanned!(ret.span()=> <#ret as #sdk::__::ActivityReturn>::Output);
         let error = quote_spanned!(ret.span()=> <#ret as #sdk::__::ActivityReturn>::Error);
@@ -60,6 +63,7 @@ impl Workflow {
 
                 impl #sdk::Workflow for #marker {
                     const NAME: &'static str = #name;
+                    #on_panic
                     type Args = #args;
                     type Output = #output;
                     type Error = #error;

@@ -1,7 +1,12 @@
 //! What an activity and a workflow are: the traits that the macros implement, the places a call
 //! may run, and the lists that a worker registers.
 
-use std::{future::Future, panic::Location};
+use std::{
+    future::{Future, poll_fn},
+    panic::Location,
+    pin::pin,
+    task::Poll,
+};
 
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 use onward_proto::v1;
@@ -9,6 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     activity::ActivityCtx,
+    caught::caught,
     deps::Provide,
     failure::{self, Failure},
     options::ActivityOptions,
@@ -43,6 +49,19 @@ pub trait Activity: Sized + 'static {
     ) -> impl Future<Output = Result<Self::Output, Self::Error>> + Send;
 }
 
+/// What a panic of a workflow's code ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnPanic {
+    /// The workflow task, which is tried again: a panic is a mistake in the code, and once that is
+    /// mended the run goes on.
+    #[default]
+    Retry,
+    /// The run: it closes as failed, with a failure of kind `Panic`. A panic in a closure of
+    /// [`Ctx::record`] still fails the task, as that may do something else the next time.
+    Fail,
+}
+
 /// A workflow: a function that is carried on from its history. Implemented by `#[workflow]`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no workflow",
@@ -51,6 +70,8 @@ pub trait Activity: Sized + 'static {
 pub trait Workflow: Sized + 'static {
     /// The name by which the server finds it.
     const NAME: &'static str;
+    /// What a panic of its code ends.
+    const ON_PANIC: OnPanic = OnPanic::Retry;
     /// Its parameters after the context.
     type Args: Args;
     /// What it returns.
@@ -166,7 +187,7 @@ fn make_run<W: Workflow>(
     codec: Codec,
 ) -> Result<RunFuture, PayloadError> {
     let args = W::Args::decode(arguments)?;
-    Ok(Box::pin(async move {
+    let code = async move {
         match W::run(&ctx, args).await {
             Ok(value) => payload::encode(&value, codec).map_err(RunError::Payload),
             Err(error) => Err(RunError::Failed {
@@ -174,7 +195,25 @@ fn make_run<W: Workflow>(
                 cancelled: error.is_cancelled(),
             }),
         }
-    }))
+    };
+    Ok(match W::ON_PANIC {
+        OnPanic::Retry => Box::pin(code),
+        OnPanic::Fail => Box::pin(ending_with_its_panic(code)),
+    })
+}
+
+/// Code whose panic is how it ended.
+async fn ending_with_its_panic(
+    code: impl Future<Output = Result<v1::Payload, RunError>>,
+) -> Result<v1::Payload, RunError> {
+    let mut code = pin!(code);
+    poll_fn(|cx| {
+        caught(|| code.as_mut().poll(cx)).unwrap_or_else(|panic| {
+            let failure = failure::plain_failure("Panic", format!("the workflow {panic}"));
+            Poll::Ready(Err(RunError::Failed { failure, cancelled: false }))
+        })
+    })
+    .await
 }
 
 /// How an attempt of an activity failed.

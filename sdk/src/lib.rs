@@ -30,8 +30,8 @@ pub use client::{
     Client, ClientBuilder, ClientCall, IdConflict, IdReuse, RawClient, WorkflowHandle,
 };
 pub use definition::{
-    Activity, ActivityReturn, ActivitySet, ActivityTarget, CtxParam, Workflow, WorkflowSet,
-    WorkflowTarget,
+    Activity, ActivityReturn, ActivitySet, ActivityTarget, CtxParam, OnPanic, Workflow,
+    WorkflowSet, WorkflowTarget,
 };
 pub use deps::Provide;
 pub use error::{

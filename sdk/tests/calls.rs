@@ -90,3 +90,20 @@ fn lent_parameters_decode_to_their_owned_types() {
     assert_eq!(<charge as Activity>::Args::decode(&payloads[..4]).unwrap().4, None);
     assert_eq!(payload::decode::<u64>(&payloads[2]).unwrap(), 1);
 }
+
+#[workflow(on_panic = "fail")]
+async fn brittle(_: &Ctx) -> onward::Result<()> {
+    Ok(())
+}
+
+#[workflow(on_panic = "retry")]
+async fn patient(_: &Ctx) -> onward::Result<()> {
+    Ok(())
+}
+
+#[test]
+fn a_panic_ends_what_the_attribute_says() {
+    assert_eq!(brittle::ON_PANIC, onward::OnPanic::Fail);
+    assert_eq!(patient::ON_PANIC, onward::OnPanic::Retry);
+    assert_eq!(ship::ON_PANIC, onward::OnPanic::Retry);
+}

@@ -375,6 +375,6 @@ fn unsupported(message: String) -> TaskFailure {
     task_failure(Cause::Unsupported, message)
 }
 
-fn panicked(panic: &Caught) -> TaskFailure {
+pub(crate) fn panicked(panic: &Caught) -> TaskFailure {
     task_failure(Cause::Panic, format!("the workflow {panic}"))
 }

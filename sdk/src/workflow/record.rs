@@ -10,7 +10,7 @@ use onward_proto::v1::history_event::Attributes;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Ctx;
-use crate::{error::Limit, machine, payload};
+use crate::{caught::caught, error::Limit, machine, payload};
 
 /// A value that is made once. See [`Ctx::record`].
 #[must_use = "futures do nothing unless awaited"]
@@ -33,13 +33,15 @@ impl<T: Serialize, F: FnOnce() -> T> Record<'_, F> {
     fn make(&mut self, number: u32) {
         let core = &self.ctx.core;
         let Some(make) = self.make.take() else { return };
-        let made = {
+        let made = caught(|| {
             let _making = machine::making();
             payload::encode(&make(), core.options.codec)
-        };
+        });
         match made {
-            Ok(value) => core.keep_record(number, value),
-            Err(error) => core.fail_payload(&format!("recorded value #{number}"), &error),
+            Ok(Ok(value)) => core.keep_record(number, value),
+            Ok(Err(error)) => core.fail_payload(&format!("recorded value #{number}"), &error),
+            // Even if the workflow says that a panic fails its run: a replay would not find it.
+            Err(panic) => core.fail(machine::panicked(&panic)),
         }
     }
 }

@@ -35,4 +35,9 @@ async fn as_steep_as_can_be(_: &ActivityCtx) -> onward::Result<()> {
     Ok(())
 }
 
+#[workflow(on_panic = "abort")]
+async fn order(_: &Ctx) -> onward::Result<()> {
+    Ok(())
+}
+
 fn main() {}

@@ -22,9 +22,13 @@ use crate::{
 /// Defines a workflow of the tests.
 macro_rules! workflow {
     ($name:ident($ctx:ident $(, $arg:ident: $type:ty)*) -> $output:ty $body:block) => {
+        workflow!(@OnPanic::Retry $name($ctx $(, $arg: $type)*) -> $output $body);
+    };
+    (@OnPanic::$on_panic:ident $name:ident($ctx:ident $(, $arg:ident: $type:ty)*) -> $output:ty $body:block) => {
         struct $name;
         impl crate::definition::Workflow for $name {
             const NAME: &'static str = stringify!($name);
+            const ON_PANIC: crate::OnPanic = crate::OnPanic::$on_panic;
             type Args = ($($type,)*);
             type Output = $output;
             type Error = crate::Error;

@@ -691,6 +691,40 @@ fn what_cannot_go_on_fails_the_task_at_once() {
     assert_eq!(fails::<local_at_most_once>().0, Cause::BadCommands);
 }
 
+workflow!(@OnPanic::Fail fails_by_panic(ctx) -> u32 {
+    let _guard = do_work(ctx, 1).start();
+    do_work(ctx, 2).await?;
+    panic!("boom {}", 2)
+});
+workflow!(@OnPanic::Fail fails_in_a_section(ctx) -> u32 {
+    ctx.cancellable(async { panic!("boom") }).await?
+});
+workflow!(@OnPanic::Fail fails_in_a_record(ctx) -> u32 { Ok(ctx.record(|| panic!("boom")).await) });
+workflow!(@OnPanic::Fail mends(ctx) -> u32 { Ok(do_work(ctx, 1).await?) });
+
+#[test]
+fn a_panic_fails_the_run_if_the_workflow_says_so() {
+    let mut run = Run::new::<fails_by_panic>(&());
+    assert_eq!(run.on([]), "work#1, work#2");
+    assert_eq!(run.on([done(2, 2)]), "fail");
+    let Some(Attributes::WorkflowExecutionFailed(failed)) = &run.history.last().unwrap().attributes
+    else {
+        panic!()
+    };
+    let failure = failed.failure.as_ref().unwrap();
+    assert_eq!(failure.kind, "Panic");
+    assert!(failure.message.starts_with("the workflow panicked at "), "{}", failure.message);
+    assert!(failure.message.ends_with(": boom 2"), "{}", failure.message);
+    assert_eq!(Run::new::<fails_in_a_section>(&()).on([]), "fail");
+    // A replay would find no trace of what the closure did.
+    assert_eq!(fails::<fails_in_a_record>().0, Cause::Panic);
+    let mut run = Run::new::<mends>(&());
+    run.on([]);
+    assert_eq!(run.on([done(1, 7)]), "complete");
+    // A mismatch is no panic: the run stays open.
+    assert_eq!(run.replay_as::<fails_by_panic>().cause, Cause::NonDeterminism);
+}
+
 workflow!(draws_in_a_record(ctx) -> u64 { Ok(ctx.record(|| ctx.rng().range(0..9)).await) });
 workflow!(names_in_a_record(ctx) -> String { Ok(ctx.record(|| ctx.uuid().to_string()).await) });
 workflow!(calls_in_a_record(ctx) -> u32 {
