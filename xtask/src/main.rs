@@ -3,8 +3,10 @@
 mod chaos;
 mod fuzz;
 mod histories;
+mod processes;
 mod seeded;
 mod sim;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -27,6 +29,8 @@ enum Command {
     Seeded(seeded::Args),
     /// Lets everything happen to real servers, workers and databases while programs go through.
     Chaos(chaos::Args),
+    /// Keeps a server and a worker at steady work, and shows that nothing grows.
+    Soak(soak::Args),
     /// Records the replay corpus: plays its stories in virtual time and saves their histories.
     Histories(histories::Args),
 }
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
         Command::Sim(args) => sim::run(&args),
         Command::Seeded(args) => seeded::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Histories(args) => histories::run(&args),
     }
 }
