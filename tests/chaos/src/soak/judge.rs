@@ -7,55 +7,55 @@ use std::{ops::Range, time::Duration};
 
 /// What one process holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Footprint {
+pub(super) struct Footprint {
     /// Bytes of memory of its own: pages of its files, which come as they are used, do not count.
-    pub memory: u64,
+    pub(super) memory: u64,
     /// Open descriptors.
-    pub fds: u64,
+    pub(super) fds: u64,
     /// Threads.
-    pub threads: u64,
+    pub(super) threads: u64,
 }
 
 /// What the database holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Footing {
+pub(super) struct Footing {
     /// Bytes of all of it.
-    pub bytes: u64,
+    pub(super) bytes: u64,
     /// Bytes of what is rewritten all the time: tables `shard`, `batch` and `pending` with their
     /// indexes, or the write-ahead log of SQLite.
-    pub hot_bytes: u64,
+    pub(super) hot_bytes: u64,
     /// Rows of `batch` and `pending`.
-    pub hot_rows: u64,
+    pub(super) hot_rows: u64,
     /// Dead rows of the same tables, or free pages of SQLite.
-    pub dead: u64,
+    pub(super) dead: u64,
     /// Sessions that have been idle within a transaction for longer than a moment.
-    pub idle_in_transaction: u64,
+    pub(super) idle_in_transaction: u64,
     /// How old the oldest transaction is.
-    pub oldest_transaction: Duration,
+    pub(super) oldest_transaction: Duration,
     /// Bytes of write-ahead log since the beginning; none of SQLite, which writes over its own.
-    pub wal: u64,
+    pub(super) wal: u64,
 }
 
 /// One look at everything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sample {
+pub(super) struct Sample {
     /// Since the beginning.
-    pub at: Duration,
+    pub(super) at: Duration,
     /// Programs that have ended.
-    pub ended: u64,
+    pub(super) ended: u64,
     /// Runs in the server's memory.
-    pub in_memory: u64,
+    pub(super) in_memory: u64,
     /// The server.
-    pub server: Footprint,
+    pub(super) server: Footprint,
     /// The worker.
-    pub worker: Footprint,
+    pub(super) worker: Footprint,
     /// The database.
-    pub database: Footing,
+    pub(super) database: Footing,
 }
 
 /// What they say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// Nothing grows.
     Pass,
     /// These do.
@@ -83,7 +83,7 @@ const MIB: f64 = 1_048_576.0;
 
 /// Whether the runs that the server keeps have filled the room that they may take: what it holds
 /// grows up to there by design.
-pub fn is_filled(samples: &[Sample]) -> bool {
+pub(super) fn is_filled(samples: &[Sample]) -> bool {
     let Some(last) = samples.last() else { return false };
     let before = samples.iter().rev().find(|sample| sample.ended + SETTLED <= last.ended);
     before.is_some_and(|before| {
@@ -93,14 +93,14 @@ pub fn is_filled(samples: &[Sample]) -> bool {
 
 /// The samples that count: behind the warm-up, and behind the moment at which the room was full.
 /// `filled` is the number of that sample.
-pub fn counted(samples: &[Sample], filled: usize) -> Range<usize> {
+pub(super) fn counted(samples: &[Sample], filled: usize) -> Range<usize> {
     let lasted = samples.last().map_or(Duration::ZERO, |last| last.at);
     let warm = samples.iter().position(|sample| sample.at >= lasted.mul_f64(WARM));
     filled.max(warm.unwrap_or(samples.len())).min(samples.len())..samples.len()
 }
 
 /// Judges a whole soak; `filled` is the sample by which the server's room for runs was full.
-pub fn judge(samples: &[Sample], filled: Option<usize>) -> Verdict {
+pub(super) fn judge(samples: &[Sample], filled: Option<usize>) -> Verdict {
     let mut wrong = stuck(samples);
     let Some(filled) = filled else {
         let void = "the server's room for closed runs was not full in time".to_owned();
@@ -176,12 +176,12 @@ const FLAT: [Flat; 6] = [
 ];
 
 /// Bytes of the server's memory.
-pub fn server_memory(sample: &Sample) -> f64 {
+pub(super) fn server_memory(sample: &Sample) -> f64 {
     sample.server.memory as f64
 }
 
 /// Bytes of the worker's memory.
-pub fn worker_memory(sample: &Sample) -> f64 {
+pub(super) fn worker_memory(sample: &Sample) -> f64 {
     sample.worker.memory as f64
 }
 
@@ -198,7 +198,8 @@ fn flat(samples: &[Sample]) -> Vec<String> {
     let grown = FLAT.iter().filter_map(|flat| {
         let rise = slope_per_hour(samples, flat.of) * hours;
         let allowed = flat.slack.max(flat.share * median(samples.iter().map(flat.of).collect()));
-        (rise > allowed).then(|| format!("{}: {rise:.0} more, up to {allowed:.0} is noise", flat.what))
+        (rise > allowed)
+            .then(|| format!("{}: {rise:.0} more, up to {allowed:.0} is noise", flat.what))
     });
     grown.collect()
 }
@@ -215,7 +216,7 @@ fn bounded(samples: &[Sample]) -> Vec<String> {
     let most = |half: &[Sample], of: Of| half.iter().map(of).fold(0.0, f64::max);
     let grown = rules.into_iter().filter_map(|(what, of, slack)| {
         let (before, after) = (most(first, of), most(second, of));
-        let allowed = before * 1.25 + slack;
+        let allowed = before + slack.max(before / 4.0);
         (after > allowed).then(|| format!("{what}: {before:.0}, and {after:.0} in the second half"))
     });
     grown.collect()
@@ -226,12 +227,12 @@ fn growing(samples: &[Sample]) -> Option<String> {
     let (first, second) = samples.split_at(samples.len() / 2);
     let before = bytes_per_program(first)?;
     let after = bytes_per_program(second)?;
-    (after > before * 1.3 + 2_048.0)
+    (after > before + (before / 3.0).max(2_048.0))
         .then(|| format!("a program takes {before:.0} bytes, and {after:.0} in the second half"))
 }
 
 /// Bytes by which the database grows with each program.
-pub fn bytes_per_program(samples: &[Sample]) -> Option<f64> {
+pub(super) fn bytes_per_program(samples: &[Sample]) -> Option<f64> {
     let programs = Window::of(samples).programs;
     let (first, last) = (samples.first()?, samples.last()?);
     (programs > 0)
@@ -239,7 +240,7 @@ pub fn bytes_per_program(samples: &[Sample]) -> Option<f64> {
 }
 
 /// How much a number grows in an hour.
-pub fn slope_per_hour(samples: &[Sample], of: Of) -> f64 {
+pub(super) fn slope_per_hour(samples: &[Sample], of: Of) -> f64 {
     let mut slopes = Vec::new();
     for (place, from) in samples.iter().enumerate() {
         for to in &samples[place + 1..] {
@@ -340,7 +341,8 @@ mod tests {
         for (what, leak) in leaks {
             let verdict = spoilt(leak);
             let named = |wrong: &String| wrong.contains(what);
-            let found = matches!(&verdict, Verdict::Fail(wrong) if wrong.len() == 1 && named(&wrong[0]));
+            let found =
+                matches!(&verdict, Verdict::Fail(wrong) if wrong.len() == 1 && named(&wrong[0]));
             assert!(found, "{what}: {verdict:?}");
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! It begins in haste: the server keeps closed runs in memory up to a budget, and until that is used
 //! its memory grows by design. Then clients order at their own pace. Every few seconds server, worker
-//! and database are looked at from outside, and [`judge`] says whether anything grows that should
+//! and database are looked at from outside, and `judge.rs` says whether anything grows that should
 //! not. What the programs left is put before the checker as well.
 
 mod judge;
@@ -22,10 +22,11 @@ use onward_checker::{
 use onward_programs::Book;
 use tokio::time::{MissedTickBehavior, interval};
 
-pub use judge::{Footing, Footprint, Sample, Verdict, is_filled, judge};
-
 use self::{
-    judge::{bytes_per_program, counted, server_memory, slope_per_hour, worker_memory},
+    judge::{
+        Sample, Verdict, bytes_per_program, counted, is_filled, judge, server_memory,
+        slope_per_hour, worker_memory,
+    },
     sample::Sampler,
 };
 use crate::{

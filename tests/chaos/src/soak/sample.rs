@@ -10,7 +10,7 @@ use sqlx::{
     Connection as _, PgConnection, Row as _, SqliteConnection, sqlite::SqliteConnectOptions,
 };
 
-use super::{Footing, Footprint, Sample};
+use super::judge::{Footing, Footprint, Sample};
 use crate::scene::{Database, Scene};
 
 /// Looks at them again and again.
