@@ -107,9 +107,9 @@ impl fmt::Display for Part {
 const LISTED: &str = "docs/mutants.md";
 
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let has_tool =
-        cargo().args(["mutants", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
-    if !has_tool.status().is_ok_and(|status| status.success()) {
+    let mut tool = cargo();
+    tool.args(["mutants", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    if !tool.status().is_ok_and(|status| status.success()) {
         println!("mutants: there is no cargo-mutants: `cargo install --locked cargo-mutants`");
         return ExitCode::FAILURE;
     }
@@ -119,7 +119,9 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     match change(&parts, args, until) {
         Ok(seen) => {
             let parts: Vec<_> = parts.iter().map(ToString::to_string).collect();
-            let (commit, parts) = (head(&commit()), parts.join(","));
+            let (commit, parts) = (commit(), parts.join(","));
+            // Changes are made to the commit, whatever differs from it.
+            let commit = commit.trim_end_matches("+changes");
             println!("MUT commit={commit} parts={parts} shard={} {seen}", args.shard);
             if seen.missed.is_empty() && seen.caught > 0 {
                 ExitCode::SUCCESS
@@ -132,11 +134,6 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Changes are made to the commit, whatever differs from it.
-fn head(commit: &str) -> &str {
-    commit.trim_end_matches("+changes")
 }
 
 fn change(parts: &[Part], args: &Args, until: Option<Instant>) -> io::Result<Seen> {

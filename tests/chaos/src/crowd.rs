@@ -22,7 +22,7 @@ use crate::{
 /// Orders of one client that are open at once.
 const OPEN: usize = 8;
 /// The same, of one in a hurry.
-const OPEN_IN_HASTE: usize = 32;
+const OPEN_IN_HASTE: usize = 96;
 /// A program's timers are so many times shorter than in a simulation.
 const HASTE: u64 = 60;
 /// Programs that take longer by themselves are left out.
