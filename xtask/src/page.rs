@@ -165,7 +165,6 @@ fn is_sum(line: &str) -> bool {
 /// What the layers count that went wrong on purpose.
 const FAULTS: &[&str] = &[
     "clock",
-    "connections_cut",
     "crashes",
     "cut_batches",
     "database",
@@ -183,7 +182,6 @@ const FAULTS: &[&str] = &[
     "pauses",
     "power_cuts",
     "read_only",
-    "refused",
     "resets",
     "rewinds",
     "rivals",
@@ -199,11 +197,11 @@ fn page(facts: &str, layers: &[Layer], old: &str) -> String {
     let count =
         |verdict: &str| layers.iter().filter(|layer| layer.verdict.name() == verdict).count();
     let mut page = "# What was run to prove it\n\n\
-        `scripts/prove` ran every layer on one clean commit and wrote this page; only the page is \
-        newer than what it tells of. Each line is what the layer said of itself, and the command \
-        beneath says how to run it alone. VOID means that too little happened to mean anything, SKIP \
-        that it did not run; neither counts as passed. What the layers are is told in \
-        [architecture.md](architecture.md), section 11.\n\n| | |\n|---|---|\n"
+        `scripts/prove` ran every layer on one clean commit and wrote this page; only the page is newer\n\
+        than what it tells of. Each line is what the layer said of itself, and the command beneath says\n\
+        how to run it alone. VOID means that too little happened to mean anything, SKIP that it did not\n\
+        run; neither counts as passed. What the layers are is told in [architecture.md](architecture.md),\n\
+        section 11.\n\n| | |\n|---|---|\n"
         .to_owned();
     for (name, value) in facts.lines().filter_map(|line| line.split_once('=')) {
         let _ = writeln!(page, "| {name} | {value} |");

@@ -9,7 +9,7 @@ use crate::processes::{StoreName, block_on, build, commit};
 /// What happens.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How long it is looked at; less than 3 says little.
+    /// How long it is looked at; less than 6 says nothing.
     #[arg(long, default_value_t = 30.0)]
     minutes: f64,
     /// Decides who does what.

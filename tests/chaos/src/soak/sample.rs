@@ -96,6 +96,7 @@ async fn postgres(connection: &mut PgConnection) -> Footing {
     let number = |at: usize| u64::try_from(row.get::<i64, _>(at)).unwrap_or(0);
     Footing {
         bytes: number(0),
+        kept: 0,
         hot_bytes: number(1),
         hot_rows: number(2),
         dead: number(3),
@@ -110,6 +111,9 @@ const SQLITE: &str = "
            (SELECT count(*) FROM batch) + (SELECT count(*) FROM pending)
     FROM pragma_page_count, pragma_page_size, pragma_freelist_count";
 
+/// What the writer and the readers of a server keep of the file's pages, at most.
+const SQLITE_CACHES: u64 = 5 * (64 << 20);
+
 /// By a connection that is there for this alone: one that stays could hold back the log's end.
 async fn sqlite(path: &std::path::Path) -> Footing {
     let options = SqliteConnectOptions::new().filename(path).read_only(true);
@@ -120,6 +124,7 @@ async fn sqlite(path: &std::path::Path) -> Footing {
     let log = fs::metadata(path.with_extension("db-wal")).map_or(0, |log| log.len());
     Footing {
         bytes: number(0),
+        kept: number(0).min(SQLITE_CACHES),
         hot_bytes: log,
         hot_rows: number(2),
         dead: number(1),
