@@ -116,13 +116,14 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let parts = args.part.map_or_else(|| Part::value_variants().to_vec(), |part| vec![part]);
     let until =
         args.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
+    let commit = commit();
+    // Changes are made to the commit, whatever differs from it.
+    let commit = commit.trim_end_matches("+changes");
     match change(&parts, args, until) {
         Ok(seen) => {
             let parts: Vec<_> = parts.iter().map(ToString::to_string).collect();
-            let (commit, parts) = (commit(), parts.join(","));
-            // Changes are made to the commit, whatever differs from it.
-            let commit = commit.trim_end_matches("+changes");
-            println!("MUT commit={commit} parts={parts} shard={} {seen}", args.shard);
+            let (parts, shard) = (parts.join(","), &args.shard);
+            println!("MUT commit={commit} parts={parts} shard={shard} {seen}");
             if seen.missed.is_empty() && seen.caught > 0 {
                 ExitCode::SUCCESS
             } else {
@@ -147,7 +148,7 @@ fn change(parts: &[Part], args: &Args, until: Option<Instant>) -> io::Result<See
             fs::remove_dir_all(&out)?;
         }
         fs::create_dir_all(&out)?;
-        change_part(part.plan(), &tree, &dir, &out, &args.shard, until)?;
+        change_part(&part.plan(), &tree, &dir, &out, &args.shard, until)?;
         seen.add(&out.join("mutants.out"));
     }
     let listed = fs::read_to_string(LISTED).unwrap_or_default();
@@ -172,7 +173,7 @@ fn copy_commit(tree: &Path) -> io::Result<()> {
 }
 
 fn change_part(
-    plan: Plan,
+    plan: &Plan,
     tree: &Path,
     dir: &Path,
     out: &Path,
@@ -222,6 +223,8 @@ struct Seen {
     missed: Vec<String>,
     /// The same, and the document says that they change nothing.
     equivalent: usize,
+    /// There was no time for them.
+    left: usize,
 }
 
 impl Seen {
@@ -233,10 +236,15 @@ impl Seen {
             text.lines().map(str::to_owned).collect()
         };
         let timeouts = lines("timeout.txt").len();
+        let (caught, missed) = (lines("caught.txt").len() + timeouts, lines("missed.txt"));
+        let unviable = lines("unviable.txt").len();
+        let all: Vec<serde_json::Value> =
+            serde_json::from_str(&lines("mutants.json").join("\n")).unwrap_or_default();
+        self.left += all.len().saturating_sub(caught + missed.len() + unviable);
         self.timeouts += timeouts;
-        self.caught += lines("caught.txt").len() + timeouts;
-        self.unviable += lines("unviable.txt").len();
-        self.missed.extend(lines("missed.txt"));
+        self.caught += caught;
+        self.unviable += unviable;
+        self.missed.extend(missed);
     }
 
     /// Sets those apart that a document lists.
@@ -260,11 +268,13 @@ impl fmt::Display for Seen {
         let judged = (self.caught + self.missed.len()).max(1);
         write!(
             f,
-            "mutants={all} caught={:.1}% timeouts={} equivalent={} unviable={} missed=[{}]",
+            "mutants={all} caught={:.1}% timeouts={} equivalent={} unviable={} left={} \
+             missed=[{}]",
             self.caught as f64 * 100.0 / judged as f64,
             self.timeouts,
             self.equivalent,
             self.unviable,
+            self.left,
             self.missed.join("; ")
         )
     }
@@ -283,15 +293,16 @@ mod tests {
         write("caught.txt", "a.rs:1:2: replace f -> bool with true\n");
         write("timeout.txt", "a.rs:9:2: replace += with -= in g\n");
         write("missed.txt", "a.rs:3:4: replace < with <= in Run::h\na.rs:5:6: delete ! in i\n");
+        write("mutants.json", "[{}, {}, {}, {}, {}]");
         let mut seen = Seen::default();
         seen.add(dir.path());
         seen.set_apart("- `a.rs: delete ! in i`: both sides are equal there.\n");
         let missed = vec!["a.rs:3:4: replace < with <= in Run::h".to_owned()];
-        let expected = Seen { caught: 2, timeouts: 1, unviable: 0, missed, equivalent: 1 };
+        let expected = Seen { caught: 2, timeouts: 1, missed, equivalent: 1, left: 1, unviable: 0 };
         assert_eq!(seen, expected);
         assert_eq!(
             seen.to_string(),
-            "mutants=4 caught=66.7% timeouts=1 equivalent=1 unviable=0 \
+            "mutants=4 caught=66.7% timeouts=1 equivalent=1 unviable=0 left=1 \
              missed=[a.rs:3:4: replace < with <= in Run::h]"
         );
     }

@@ -119,7 +119,13 @@ impl Layer {
             command: word("command"),
             seconds: word("seconds"),
             verdict,
-            line: lines.iter().rev().find(|line| is_sum(line)).map_or("", |line| line).to_owned(),
+            line: lines
+                .iter()
+                .rev()
+                .find(|line| is_sum(line))
+                .copied()
+                .unwrap_or_default()
+                .to_owned(),
             skips: lines
                 .iter()
                 .filter_map(|line| line.strip_prefix("SKIP "))

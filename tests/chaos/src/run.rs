@@ -129,7 +129,9 @@ pub(crate) async fn conclude<const N: usize>(
     mut crowds: [&mut Crowd; N],
     book: &Book,
 ) -> (Log, Vec<String>) {
-    crowds.iter().for_each(|crowd| crowd.close());
+    for crowd in &crowds {
+        crowd.close();
+    }
     let leave = async {
         for crowd in &mut crowds {
             crowd.leave().await;

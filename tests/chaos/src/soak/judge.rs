@@ -307,7 +307,9 @@ mod tests {
 
     fn spoilt(spoil: impl Fn(u64, &mut Sample)) -> Verdict {
         let mut samples = good();
-        (0..).zip(&mut samples).for_each(|(n, sample)| spoil(n, sample));
+        for (n, sample) in (0..).zip(&mut samples) {
+            spoil(n, sample);
+        }
         judged(&samples)
     }
 
