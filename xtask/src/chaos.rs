@@ -1,13 +1,10 @@
 //! `cargo xtask chaos`: real processes, to which everything happens that can.
 
-use std::{
-    env,
-    process::{Command, ExitCode},
-    time::Duration,
-};
+use std::{process::ExitCode, time::Duration};
 
-use clap::ValueEnum;
-use onward_chaos::{Options, Store};
+use onward_chaos::Options;
+
+use crate::processes::{StoreName, block_on, build};
 
 /// From so many minutes on the longest trouble lasts a minute.
 const LONG: f64 = 10.0;
@@ -29,36 +26,18 @@ pub(crate) struct Args {
     verbose: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum StoreName {
-    Postgres,
-    Sqlite,
-}
-
 pub(crate) fn run(args: &Args) -> ExitCode {
     if !build() {
         return ExitCode::FAILURE;
     }
-    let store = match args.store {
-        StoreName::Postgres => Store::Postgres,
-        StoreName::Sqlite => Store::Sqlite,
-    };
     let options = Options {
         seed: args.seed,
-        store,
+        store: args.store.into(),
         lasts: Duration::from_secs_f64(args.minutes * 60.0),
         longest: Duration::from_secs(if args.minutes < LONG { 9 } else { 60 }),
     };
     println!("chaos: seed {}, {} minutes", options.seed, args.minutes);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("xtask: no runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let summary = runtime.block_on(onward_chaos::run(options));
+    let Some(summary) = block_on(onward_chaos::run(options)) else { return ExitCode::FAILURE };
     if args.verbose {
         println!("looked: {:?}", summary.looked());
         println!("troubles: {:#?}", summary.troubles());
@@ -72,12 +51,4 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
     println!("{summary}");
     if wrong.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
-
-/// Builds the programs that are killed, as all tests do: nothing is built a second time.
-fn build() -> bool {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--locked", "--quiet", "--workspace", "--all-targets"]);
-    build.status().is_ok_and(|status| status.success())
 }

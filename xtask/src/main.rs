@@ -3,8 +3,12 @@
 mod chaos;
 mod fuzz;
 mod histories;
+mod mutants;
+mod page;
+mod processes;
 mod seeded;
 mod sim;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -27,6 +31,12 @@ enum Command {
     Seeded(seeded::Args),
     /// Lets everything happen to real servers, workers and databases while programs go through.
     Chaos(chaos::Args),
+    /// Keeps a server and a worker at steady work, and shows that nothing grows.
+    Soak(soak::Args),
+    /// Changes the core line by line, and shows which changes its tests do not notice.
+    Mutants(mutants::Args),
+    /// Writes `docs/proof.md` from what `scripts/prove` has noted.
+    Page(page::Args),
     /// Records the replay corpus: plays its stories in virtual time and saves their histories.
     Histories(histories::Args),
 }
@@ -37,6 +47,9 @@ fn main() -> ExitCode {
         Command::Sim(args) => sim::run(&args),
         Command::Seeded(args) => seeded::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Soak(args) => soak::run(&args),
+        Command::Mutants(args) => mutants::run(&args),
+        Command::Page(args) => page::run(&args),
         Command::Histories(args) => histories::run(&args),
     }
 }

@@ -423,6 +423,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_commit_leaves_behind_fills_the_batch_as_before() {
+        let mut batch = OpenBatch::default();
+        let mut decision = Decision::default();
+        decision.requests.resize(MAX_RECORDS / 2, AcceptedRequest::default());
+        for number in 1..=3 {
+            batch.stage(run(number), &decision, Duration::ZERO);
+        }
+        assert_eq!(batch.take_one().into_keys().collect::<Vec<_>>(), [run(1)]);
+        assert!(batch.is_full());
+        batch.take_one();
+        assert!(!batch.is_full());
+    }
+
+    #[test]
     fn old_runs_are_reason_enough_to_commit() {
         let mut batch = OpenBatch::default();
         batch.touch(run(1), Duration::ZERO);

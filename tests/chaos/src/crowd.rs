@@ -21,6 +21,8 @@ use crate::{
 
 /// Orders of one client that are open at once.
 const OPEN: usize = 8;
+/// The same, of one in a hurry.
+const OPEN_IN_HASTE: usize = 96;
 /// A program's timers are so many times shorter than in a simulation.
 const HASTE: u64 = 60;
 /// Programs that take longer by themselves are left out.
@@ -39,17 +41,30 @@ pub(crate) struct Crowd {
 }
 
 impl Crowd {
-    /// Clients come, and order as long as it is open.
-    pub(crate) fn gather(scene: &Scene, rng: &mut fastrand::Rng, book: Book) -> Self {
-        let mut crowd = Self {
+    fn new(book: Book) -> Self {
+        Self {
             book,
             tasks: JoinSet::new(),
             closed: Arc::default(),
             ordered: Arc::default(),
             open: Arc::default(),
-        };
+        }
+    }
+
+    /// Customers in a hurry: they order much, as long as it is open.
+    pub(crate) fn rush(scene: &Scene, rng: &mut fastrand::Rng, book: Book) -> Self {
+        let mut crowd = Self::new(book);
         for n in 0..CLIENTS {
-            crowd.customer(n, scene.client(n), rng.fork());
+            crowd.customer(format!("hasty-{n}"), OPEN_IN_HASTE, scene.client(n), rng.fork());
+        }
+        crowd
+    }
+
+    /// Clients come, and order as long as it is open.
+    pub(crate) fn gather(scene: &Scene, rng: &mut fastrand::Rng, book: Book) -> Self {
+        let mut crowd = Self::new(book);
+        for n in 0..CLIENTS {
+            crowd.customer(format!("customer-{n}"), OPEN, scene.client(n), rng.fork());
         }
         for n in 0..CONTENDERS {
             crowd.contender(n, scene.client(n), rng.fork());
@@ -79,6 +94,11 @@ impl Crowd {
         self.closed.store(true, Ordering::Relaxed);
     }
 
+    /// Whether nobody orders any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
     /// Waits until all have left.
     pub(crate) async fn leave(&mut self) {
         while let Some(left) = self.tasks.join_next().await {
@@ -86,7 +106,7 @@ impl Crowd {
         }
     }
 
-    fn customer(&mut self, n: usize, client: Client, mut rng: fastrand::Rng) {
+    fn customer(&mut self, who: String, at_once: usize, client: Client, mut rng: fastrand::Rng) {
         let (book, closed) = (self.book.clone(), Arc::clone(&self.closed));
         let (ordered, open) = (Arc::clone(&self.ordered), Arc::clone(&self.open));
         self.tasks.spawn(async move {
@@ -95,7 +115,7 @@ impl Crowd {
                 if closed.load(Ordering::Relaxed) {
                     break;
                 }
-                let name = format!("customer-{n}-{number}");
+                let name = format!("{who}-{number}");
                 let order = Order { workflow_id: name.clone(), program: program(&mut rng) };
                 let customer = customer(name.clone(), client.clone(), book.clone());
                 ordered.fetch_add(1, Ordering::Relaxed);
@@ -105,7 +125,7 @@ impl Crowd {
                     customer.order(order, rng).await;
                     open.lock().unwrap().remove(&name);
                 });
-                if orders.len() == OPEN {
+                if orders.len() == at_once {
                     orders.join_next().await.expect("some are open").unwrap();
                 }
             }

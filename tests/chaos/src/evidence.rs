@@ -93,11 +93,42 @@ pub(crate) async fn look(url: &str) -> Option<Snapshot> {
 
 /// Lines of logs that should not be there.
 pub(crate) fn said(logs: &[impl AsRef<Path>]) -> Vec<String> {
+    said_of(logs, &NEVER_SAID)
+}
+
+/// Lines of logs that should not be there when nothing goes wrong.
+pub(crate) fn said_in_peace(logs: &[impl AsRef<Path>]) -> Vec<String> {
+    said_of(logs, &[NEVER_SAID.as_slice(), &["ERROR"]].concat())
+}
+
+fn said_of(logs: &[impl AsRef<Path>], words: &[&str]) -> Vec<String> {
     let mut said = Vec::new();
     for log in logs {
         let text = std::fs::read_to_string(log).unwrap_or_default();
-        let lines = text.lines().filter(|line| NEVER_SAID.iter().any(|never| line.contains(never)));
+        let lines = text.lines().filter(|line| words.iter().any(|word| says(line, word)));
         said.extend(lines.map(|line| format!("{}: {line}", log.as_ref().display())));
     }
     said
+}
+
+/// Whether a line holds a word as it stands: digits of another number are no code of an error.
+fn says(line: &str, word: &str) -> bool {
+    let is_apart = |end: Option<char>| end.is_none_or(|end| !end.is_alphanumeric());
+    line.match_indices(word).any(|(at, _)| {
+        is_apart(line[..at].chars().next_back()) && is_apart(line[at + word.len()..].chars().next())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_of_another_number_are_no_code_of_an_error() {
+        assert!(says("error: 25001: active transaction", "25001"));
+        assert!(says("thread 'main' panicked at src/x.rs:1", "panicked at"));
+        assert!(says("2026-11-30T23:33:06Z ERROR onward_server: a run is parked", "ERROR"));
+        assert!(!says("acquired_after_secs=3.573525001", "25001"));
+        assert!(!says("after 0.250013 s", "25001"));
+    }
 }

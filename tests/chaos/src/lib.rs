@@ -8,6 +8,7 @@
 //!   customers who take down every answer, and others who contend for the same ids.
 //! - `evidence` gathers what all of them left, for the checker to judge; what a log must not say is
 //!   looked for as well.
+//! - `soak` is the same scene with nothing going wrong, to see that nothing grows.
 //!
 //! One seed decides who does what and what happens when, but not how long it takes: a run here is
 //! not played again the same way, unlike a simulation's.
@@ -18,11 +19,13 @@ mod evidence;
 mod notes_file;
 mod run;
 mod scene;
+mod soak;
 mod summary;
 mod trouble;
 
 pub use notes_file::NotesFile;
 pub use run::{Options, Store, run};
+pub use soak::{SoakOptions, Soaked, soak};
 pub use summary::Summary;
 pub use trouble::Trouble;
 

@@ -2,14 +2,17 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     fs,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use onward_checker::log::{Ending, Snapshot};
+use onward_checker::{
+    Log,
+    log::{Ending, Snapshot},
+};
 use onward_programs::{Book, Order, evidence::why_open};
 use tokio::{
     task::JoinSet,
@@ -20,7 +23,7 @@ use crate::{
     Summary, Trouble,
     crowd::{Crowd, customer, nothing},
     evidence, now_us,
-    scene::{Database, Scene},
+    scene::{Database, Mood, Scene},
     trouble::befall,
 };
 
@@ -63,6 +66,15 @@ pub enum Store {
     Sqlite,
 }
 
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Postgres => "postgres",
+            Self::Sqlite => "sqlite",
+        })
+    }
+}
+
 /// Does it, and judges what came of it.
 ///
 /// # Panics
@@ -79,7 +91,7 @@ pub async fn run(options: Options) -> Summary {
 
 async fn act(options: Options, dir: &Path, began: Instant) -> Summary {
     let mut rng = fastrand::Rng::with_seed(options.seed);
-    let scene = Arc::new(Scene::set(&options, dir).await);
+    let scene = Arc::new(Scene::set(options.store, Mood::Rough, dir).await);
     let book = Book::new(now_us);
     let mut crowd = Crowd::gather(&scene, &mut rng, book.clone());
     while crowd.ended() < WARM {
@@ -91,24 +103,10 @@ async fn act(options: Options, dir: &Path, began: Instant) -> Summary {
         days.trouble(until.min(Instant::now() + LULL_EVERY)).await;
         days.recover(&book).await;
     }
-    crowd.close();
-    let in_time = timeout(PATIENCE, crowd.leave()).await.is_ok();
-    let client = scene.client_within().await;
-    let (operations, reads, mut endings) = book.take();
-    if !in_time {
-        days.wrong.push("not all clients came to an end".to_owned());
-    }
-    for workflow_id in crowd.open() {
-        let wrong = Some(why_open(&client, &workflow_id).await);
-        endings.push(Ending { workflow_id, wrong });
-    }
-    let mut log = evidence::gather(&scene, &client).await;
-    scene.server.lock().await.stop().await;
-    log.operations = operations;
-    log.reads = reads;
-    log.endings = endings;
+    let (mut log, mut wrong) = conclude(&scene, [&mut crowd], &book).await;
     log.snapshots.append(&mut days.snapshots);
     log.disturbances = days.troubles.iter().flat_map(|(_, from, to)| [*from, *to]).collect();
+    days.wrong.append(&mut wrong);
     days.wrong.extend(evidence::said(&scene.logs()));
     days.write_down(dir);
     Summary {
@@ -122,6 +120,37 @@ async fn act(options: Options, dir: &Path, began: Instant) -> Summary {
         dir: dir.to_owned(),
         wall: began.elapsed(),
     }
+}
+
+/// Waits until every program has ended, gathers what all of them left, and stops the server. Says
+/// what is wrong besides what a checker finds.
+pub(crate) async fn conclude<const N: usize>(
+    scene: &Scene,
+    mut crowds: [&mut Crowd; N],
+    book: &Book,
+) -> (Log, Vec<String>) {
+    for crowd in &crowds {
+        crowd.close();
+    }
+    let leave = async {
+        for crowd in &mut crowds {
+            crowd.leave().await;
+        }
+    };
+    let in_time = timeout(PATIENCE, leave).await.is_ok();
+    let client = scene.client_within().await;
+    let (operations, reads, mut endings) = book.take();
+    for workflow_id in crowds.iter().flat_map(|crowd| crowd.open()) {
+        let wrong = Some(why_open(&client, &workflow_id).await);
+        endings.push(Ending { workflow_id, wrong });
+    }
+    let mut log = evidence::gather(scene, &client).await;
+    scene.server.lock().await.stop().await;
+    log.operations = operations;
+    log.reads = reads;
+    log.endings = endings;
+    let late = "not all clients came to an end".to_owned();
+    (log, (!in_time).then_some(late).into_iter().collect())
 }
 
 /// What goes wrong, and what is seen of it.

@@ -14,7 +14,7 @@ use onward_test_postgres::{Cluster, ClusterOptions};
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::sync::Mutex;
 
-use crate::{Store, run::Options};
+use crate::Store;
 
 /// Connections that Postgres takes; few, so that somebody can take them all.
 pub(crate) const CONNECTIONS: u32 = 60;
@@ -22,6 +22,15 @@ const WORKERS: usize = 4;
 pub(crate) const CLIENTS: usize = 8;
 /// Room on a disk that somebody will fill.
 const DISK: &str = "1500m";
+
+/// What is going to happen there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// Trouble: the disk is small, workers are many, and every batch is kept for the checker.
+    Rough,
+    /// Nothing but work: one server and one worker as they are, and the server's metrics.
+    Calm,
+}
 
 /// Everything that runs. Who does something to a part of it locks that part, so that no two troubles
 /// undo each other.
@@ -57,25 +66,33 @@ pub(crate) struct Postgres {
 }
 
 impl Scene {
-    pub(crate) async fn set(options: &Options, dir: &Path) -> Self {
-        let disk = Disk::mount(&dir.join("disk"));
+    pub(crate) async fn set(store: Store, mood: Mood, dir: &Path) -> Self {
+        let rough = mood == Mood::Rough;
+        let disk = rough.then(|| Disk::mount(&dir.join("disk"))).flatten();
         let home = disk.as_ref().map_or_else(|| dir.to_owned(), |disk| disk.path.clone());
-        let database = match options.store {
+        let database = match store {
             Store::Sqlite => Database::Sqlite(home.join("data")),
             Store::Postgres => Database::Postgres(Box::new(Postgres::start(home).await)),
         };
-        let mut server = Server::start(database.store_url(), dir).await;
-        server.stop().await;
-        database.keep_batches().await;
-        server.start_again().await;
+        let server = if rough {
+            let mut server = Server::start(database.store_url(), dir).await;
+            server.stop().await;
+            database.keep_batches().await;
+            server.start_again().await;
+            server
+        } else {
+            Server::start_with_metrics(database.store_url(), dir).await
+        };
         let mut doors = Vec::new();
         for _ in 0..CLIENTS {
             doors.push(Proxy::start(server.port()).await);
         }
         let (mut ways, mut workers) = (Vec::new(), Vec::new());
-        for n in 0..WORKERS {
+        for n in 0..if rough { WORKERS } else { 1 } {
             let way = Proxy::start(server.port()).await;
-            workers.push(Mutex::new(worker(n, &way, dir)));
+            // Some keep hardly a workflow in memory: theirs are replayed all the time.
+            let cached = if rough && n == 0 { "2" } else { "1000" };
+            workers.push(Mutex::new(worker(n, cached, &way, dir)));
             ways.push(way);
         }
         Self {
@@ -113,7 +130,7 @@ impl Scene {
 
     /// The files in which workers take notes.
     pub(crate) fn notes(&self) -> Vec<PathBuf> {
-        (0..WORKERS).map(|n| notes_path(n, &self.dir)).collect()
+        (0..self.workers.len()).map(|n| notes_path(n, &self.dir)).collect()
     }
 
     /// What servers and workers have logged.
@@ -123,10 +140,8 @@ impl Scene {
     }
 }
 
-fn worker(n: usize, way: &Proxy, dir: &Path) -> WorkerProcess {
+fn worker(n: usize, cached: &str, way: &Proxy, dir: &Path) -> WorkerProcess {
     let notes = notes_path(n, dir).display().to_string();
-    // Some keep hardly a workflow in memory: theirs are replayed all the time.
-    let cached = if n == 0 { "2" } else { "1000" };
     let name = format!("worker-{n}");
     let args = ["--address", &way.address(), "--notes", &notes, "--name", &name];
     let args = args.into_iter().chain(["--cached-workflows", cached]).map(str::to_owned).collect();

@@ -7,7 +7,7 @@ use onward_checker::{
     log::{Call, Outcome},
 };
 
-use crate::{Options, Store, Trouble};
+use crate::{Options, Trouble};
 
 /// What a run adds up to.
 #[derive(Debug)]
@@ -75,10 +75,6 @@ impl fmt::Display for Summary {
             FreezeWorker, FullDisk, KillBackend, KillServer, KillWorker, LateBatch, LockTable,
             ReadOnly, ResetLink, RivalServer, StallLink, StopServer,
         };
-        let store = match self.options.store {
-            Store::Postgres => "postgres",
-            Store::Sqlite => "sqlite",
-        };
         let changes = self.log.operations.iter().filter(|one| one.call != Call::Describe);
         let acked = changes.clone().filter(|one| matches!(one.outcome, Outcome::Ok(_))).count();
         let unknown = changes.filter(|one| one.outcome == Outcome::Unknown).count();
@@ -87,11 +83,12 @@ impl fmt::Display for Summary {
         recoveries.sort();
         write!(
             f,
-            "CHAOS seed={} store={store} programs={} runs={} events={events} attempts={} \
+            "CHAOS seed={} store={} programs={} runs={} events={events} attempts={} \
              acked={acked} unknown={unknown} batches={} server_kills={} server_stops={} rivals={} \
              worker_kills={} pauses={} net={} cut_batches={} db_kills={} db_sessions={} \
              read_only={} locks={} full_disks={} recover_max={:.1}s violations={} wall={:.0}s",
             self.options.seed,
+            self.options.store,
             self.programs,
             self.log.runs.len(),
             self.log.executions.len(),

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use onward::Client;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
+};
 
 use crate::{
     Process, free_port,
@@ -24,6 +27,8 @@ pub enum StoreUrl {
 pub struct Server {
     store: StoreUrl,
     port: u16,
+    /// Where it serves its metrics, if it does.
+    http_port: Option<u16>,
     log: PathBuf,
     process: Option<Process>,
 }
@@ -31,9 +36,18 @@ pub struct Server {
 impl Server {
     /// Starts a server; its log goes to a file in `dir`.
     pub async fn start(store: StoreUrl, dir: &Path) -> Self {
+        Self::start_on(store, None, dir).await
+    }
+
+    /// Starts a server that serves its metrics as well.
+    pub async fn start_with_metrics(store: StoreUrl, dir: &Path) -> Self {
+        Self::start_on(store, Some(free_port()), dir).await
+    }
+
+    async fn start_on(store: StoreUrl, http_port: Option<u16>, dir: &Path) -> Self {
         let port = free_port();
         let log = dir.join(format!("server-{port}.log"));
-        let mut server = Self { store, port, log, process: None };
+        let mut server = Self { store, port, http_port, log, process: None };
         server.start_again().await;
         server
     }
@@ -47,7 +61,8 @@ impl Server {
                 vec!["server".into(), "--unsafe-allow".into(), "--store".into(), url.clone()]
             }
         };
-        args.extend(["--http-listen".into(), "off".into()]);
+        let http = self.http_port.map_or_else(|| "off".into(), |port| format!("127.0.0.1:{port}"));
+        args.extend(["--http-listen".into(), http]);
         args.extend(["--listen".into(), format!("127.0.0.1:{}", self.port)]);
         args
     }
@@ -104,6 +119,17 @@ impl Server {
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// One of its metrics, if it serves them.
+    pub async fn metric(&self, name: &str) -> Option<u64> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.http_port?)).await.ok()?;
+        let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
+        answer.lines().find_map(value)
     }
 
     /// A client that asks again for longer than any fault of a test lasts.

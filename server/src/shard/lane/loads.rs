@@ -314,7 +314,7 @@ impl Lane {
     }
 
     fn rebuild(&mut self, loaded: LoadedRun) -> Result<(), String> {
-        let now = self.now();
+        let (now, due) = self.times();
         let row = loaded.row;
         let identity = RunIdentity {
             run_id: row.run_id,
@@ -337,7 +337,7 @@ impl Lane {
             (None, WakeAt::At(_) | WakeAt::Never) => Work::NoneInFlight.into(),
         };
         let stored = Stored { identity: &identity, journal: &journal, pending: &pending, requests };
-        let run = Run::load(now, self.due_now(), stored, known, &self.node.limits)
+        let run = Run::load(now, due, stored, known, &self.node.limits)
             .map_err(|error| error.to_string())?;
         self.insert(Entry::loaded(run, loaded.journal, row.wake_at));
         self.node.metrics.loaded();

@@ -380,13 +380,21 @@ impl Lane {
     /// The time that goes on record: true time is this or earlier, so a deadline set from it is
     /// never early.
     fn now(&self) -> Timestamp {
-        self.node.clock().latest(self.node.env.boot())
+        self.times().0
     }
 
     /// The time that deadlines are held against: true time is this or later.
     fn due_now(&self) -> Timestamp {
-        let due = self.node.clock().earliest(self.node.env.boot());
-        if SeededBug::DueEarly.is_on() { due + EARLY } else { due }
+        self.times().1
+    }
+
+    /// Both, by one look at the clock: between two looks this thread may be halted, and what was
+    /// due by the second would go on record with the time of the first, which is before it.
+    fn times(&self) -> (Timestamp, Timestamp) {
+        let (clock, boot) = (self.node.clock(), self.node.env.boot());
+        let due = clock.earliest(boot);
+        let due = if SeededBug::DueEarly.is_on() { due + EARLY } else { due };
+        (clock.latest(boot), due)
     }
 
     /// Folds a decision in, stages what it writes, and starts or defers its effects.

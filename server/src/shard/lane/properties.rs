@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, Waker},
 };
 
@@ -35,7 +36,7 @@ use super::{
 use crate::{
     dispatch::{Kind, Session, SessionInfo},
     engine::{Answer, Input, Limits, Signal, Start, Stop, TaskCompletion, Worker},
-    env::{Env, TokioBootClock},
+    env::{BootClock, Env, TokioBootClock},
     store::{MemoryStore, Store as _, Take, Taken},
 };
 
@@ -117,11 +118,16 @@ struct Stage {
 
 impl Stage {
     async fn begin() -> Self {
+        Self::begin_by(Arc::new(TokioBootClock::start())).await
+    }
+
+    /// The same, with another clock of the node's own.
+    async fn begin_by(boot: Arc<dyn BootClock>) -> Self {
         let dawn = Instant::now();
         let clock = move || Timestamp::from_micros(1_790_000_000_000_000) + dawn.elapsed();
         let store = MemoryStore::new(clock);
         let node = Node::new(NodeOptions {
-            env: Env::seeded(Arc::new(TokioBootClock::start()), 1),
+            env: Env::seeded(boot, 1),
             store: Arc::new(store.clone()),
             limits: Limits::default(),
             cache_bytes: 0,
@@ -424,6 +430,27 @@ fn target(n: u8) -> Target {
 
 fn take<T>(from: &mut Vec<T>, n: u8) -> Option<T> {
     (!from.is_empty()).then(|| from.remove(usize::from(n) % from.len()))
+}
+
+/// A clock that is read after longer and longer pauses.
+struct Halting(AtomicU64);
+
+impl BootClock for Halting {
+    fn boot(&self) -> Duration {
+        let reads = self.0.fetch_add(1, Ordering::Relaxed);
+        Duration::from_millis(reads * reads)
+    }
+}
+
+/// Otherwise a timer could fire, on record, before its time: by as long as the thread was halted
+/// between two looks at the clock.
+#[tokio::test(start_paused = true)]
+async fn what_is_due_is_never_ahead_of_what_goes_on_record() {
+    let stage = Stage::begin_by(Arc::new(Halting(AtomicU64::new(0)))).await;
+    let node = &stage.lane.node;
+    node.sync_clock(Timestamp::from_micros(1_790_000_000_000_000), node.env.boot());
+    let (now, due) = stage.lane.times();
+    assert!(due <= now, "due {due:?}, on record {now:?}");
 }
 
 proptest! {

@@ -216,7 +216,7 @@ impl Lane {
             return;
         }
         // Deadlines are held against the early end of the estimate: never before their time.
-        let (now, due) = (self.now(), self.due_now());
+        let (now, due) = self.times();
         let input = Input::Deadline { due };
         while let Some((deadline, run_id)) = self.deadlines.first().copied()
             && deadline <= due

@@ -4,7 +4,13 @@ use std::fs;
 
 use crate::{root, rust_files};
 
-const DOCUMENTS: &[&str] = &["README.md", "docs/architecture.md", "docs/operations.md"];
+const DOCUMENTS: &[&str] = &[
+    "README.md",
+    "docs/architecture.md",
+    "docs/mutants.md",
+    "docs/operations.md",
+    "docs/proof.md",
+];
 
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
