@@ -73,7 +73,7 @@ fn hunt(bug: onward_proto::SeededBug, args: &Args) -> Option<(u64, String)> {
     use std::{num::NonZero, thread, time::Duration};
 
     use onward_proto::SeededBug;
-    use onward_simulation::Suite;
+    use onward_simulation::{Story, Suite};
 
     SeededBug::turn_on(Some(bug));
     let suite = Suite {
@@ -83,7 +83,7 @@ fn hunt(bug: onward_proto::SeededBug, args: &Args) -> Option<(u64, String)> {
         threads: thread::available_parallelism().map_or(1, NonZero::get),
         shrink: false,
     };
-    let failure = suite.run().failure;
+    let failure = suite.run::<Story>().failure;
     SeededBug::turn_on(None);
     failure.map(|failure| {
         let wrong: String = failure.wrong.chars().take(WRONG).collect();
