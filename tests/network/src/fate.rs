@@ -55,7 +55,7 @@ impl Fate {
             rng: chance(story.seed, "fate"),
             troubles: story.troubles.iter().copied().collect(),
             every: story.every,
-            next: Duration::ZERO,
+            next: TICK,
             end: story.lasts,
             later: Vec::new(),
             bad: BTreeSet::new(),
@@ -225,7 +225,8 @@ impl Fate {
                     }
                 }
                 world.roads.nodes.lock().unwrap()[place] = None;
-                net.crash(hosts::server(place));
+                let server = hosts::server(place);
+                world.roads.sockets(&server).die_in(|| net.crash(server.as_str()));
                 self.later.push((now + lasts, Later::StartServer(place)));
                 Some(format!("{} for {lasts:?}", hosts::server(place)))
             }
@@ -252,7 +253,8 @@ impl Fate {
                 if let Some(pen) = world.pens.borrow_mut()[place].take() {
                     pen.lay_down();
                 }
-                net.crash(hosts::worker(place));
+                let worker = hosts::worker(place);
+                world.roads.sockets(&worker).die_in(|| net.crash(worker.as_str()));
                 self.later.push((now + lasts, Later::StartWorker(place)));
                 Some(format!("{} for {lasts:?}", hosts::worker(place)))
             }
@@ -288,7 +290,8 @@ impl Fate {
                     self.bad.remove(&link);
                 }
                 // One that was asked to stop may not have done so yet.
-                net.bounce(hosts::server(place));
+                let server = hosts::server(place);
+                world.roads.sockets(&server).die_in(|| net.bounce(server.as_str()));
             }
             Later::StartWorker(place) => {
                 let link = (hosts::server(place % story.servers), hosts::worker(place));

@@ -53,7 +53,7 @@ pub(crate) async fn serve(world: Rc<World>, place: usize) -> turmoil::Result {
     });
     let (stop, mut stopped) = watch::channel(false);
     world.roads.nodes.lock().unwrap()[place] = Some((Arc::clone(&node), stop));
-    let incoming = tcp::listen(world.diary.clone()).await?;
+    let incoming = tcp::listen(world.roads.sockets(&server(place)), world.diary.clone()).await?;
     let shutdown = async move { drop(stopped.wait_for(|stop| *stop).await) };
     serve_connections(node, BuildInfo::default(), incoming, shutdown, DRAIN).await?;
     world.diary.write(format_args!("{} has stopped", server(place)));
@@ -143,8 +143,8 @@ pub(crate) fn client(
             let (roads, host) = (Arc::clone(&roads), host.clone());
             async move {
                 let (place, age) = roads.choose(pinned);
-                let (wire, knife) =
-                    tcp::connect(roads.diary.clone(), host, server(place), age).await?;
+                let (sockets, diary) = (roads.sockets(&host), roads.diary.clone());
+                let (wire, knife) = tcp::connect(sockets, diary, host, server(place), age).await?;
                 roads.remember(knife);
                 io::Result::Ok(wire)
             }

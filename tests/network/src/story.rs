@@ -110,6 +110,7 @@ pub struct Story {
 
 impl Tale for Story {
     const SOMETIMES: &'static [&'static str] = SOMETIMES;
+    const TWICE: u64 = 10;
 
     fn of(seed: u64) -> Self {
         let mut rng = chance(seed, "network story");
@@ -181,6 +182,12 @@ impl Tale for Story {
 
     fn play(&self) -> Played {
         world::play(self)
+    }
+
+    fn repeats(&self) -> bool {
+        // Whether a connection or the signal that it has to close is looked at first is drawn by
+        // tonic's server itself.
+        !self.troubles.contains(&Trouble::StopServer)
     }
 
     fn sum_up(summary: &Summary<Self>) -> String {

@@ -6,7 +6,7 @@ use std::{
     net::Ipv4Addr,
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -26,9 +26,48 @@ use turmoil::net::{TcpListener, TcpStream};
 /// Where servers listen.
 pub(crate) const PORT: u16 = 7450;
 
+/// The connections of one host, in the order in which they were made.
+#[derive(Default)]
+pub(crate) struct Sockets {
+    open: Mutex<Vec<Socket>>,
+    dies: AtomicBool,
+}
+
+type Socket = Arc<Mutex<Option<TcpStream>>>;
+
+impl Sockets {
+    /// All processes of the host die in `death`. Their connections close in order, whatever order
+    /// a runtime drops its tasks in.
+    pub(crate) fn die_in(&self, death: impl FnOnce()) {
+        self.dies.store(true, Ordering::Relaxed);
+        death();
+        self.dies.store(false, Ordering::Relaxed);
+        self.open.lock().unwrap().clear();
+    }
+
+    fn add(&self, stream: TcpStream) -> Socket {
+        let socket = Arc::new(Mutex::new(Some(stream)));
+        self.open.lock().unwrap().push(Arc::clone(&socket));
+        socket
+    }
+
+    /// The owner of a connection lets go of it.
+    fn close(&self, socket: &Socket) {
+        let mut open = self.open.lock().unwrap();
+        if self.dies.load(Ordering::Relaxed) {
+            for socket in open.iter() {
+                drop(socket.lock().unwrap().take());
+            }
+        }
+        open.retain(|other| !Arc::ptr_eq(other, socket));
+        drop(socket.lock().unwrap().take());
+    }
+}
+
 /// One end of a connection.
 pub(crate) struct Wire {
-    stream: TcpStream,
+    host: Arc<Sockets>,
+    socket: Socket,
     diary: Diary,
     /// What closes it from outside.
     cut: BoxFuture<'static, ()>,
@@ -55,26 +94,29 @@ impl Knife {
     }
 }
 
-/// Everybody who connects, for as long as the host lives.
+/// Everybody who connects, for as long as the process lives.
 pub(crate) async fn listen(
+    host: Arc<Sockets>,
     diary: Diary,
 ) -> io::Result<impl Stream<Item = io::Result<Wire>> + Send + 'static> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
-    Ok(stream::unfold((listener, diary), |(listener, diary)| async move {
+    Ok(stream::unfold((listener, host, diary), |(listener, host, diary)| async move {
         let accepted = listener.accept().await.map(|(stream, _)| Wire {
-            stream,
+            socket: host.add(stream),
+            host: Arc::clone(&host),
             diary: diary.clone(),
             cut: Box::pin(pending()),
             is_cut: false,
             is_open: Arc::new(AtomicBool::new(true)),
         });
-        Some((accepted, (listener, diary)))
+        Some((accepted, (listener, host, diary)))
     }))
 }
 
 /// Connects to a host by its name. What is between the two may keep no connection for longer than
 /// `age`.
 pub(crate) async fn connect(
+    host: Arc<Sockets>,
     diary: Diary,
     from: String,
     to: String,
@@ -111,20 +153,32 @@ pub(crate) async fn connect(
             () = aged => {}
         }
     });
-    Ok((Wire { stream, diary, cut, is_cut: false, is_open }, knife))
+    let socket = host.add(stream);
+    Ok((Wire { host, socket, diary, cut, is_cut: false, is_open }, knife))
 }
 
 impl Wire {
-    /// Whether it has been closed from outside.
+    /// Fails once it has been closed from outside.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         self.is_cut = self.is_cut || self.cut.as_mut().poll(cx).is_ready();
         if self.is_cut { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    }
+
+    fn with<T>(
+        &self,
+        act: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match &mut *self.socket.lock().unwrap() {
+            Some(stream) => act(pin!(stream)),
+            None => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+        }
     }
 }
 
 impl Drop for Wire {
     fn drop(&mut self) {
         self.is_open.store(false, Ordering::Relaxed);
+        self.host.close(&self.socket);
     }
 }
 
@@ -135,7 +189,7 @@ impl AsyncRead for Wire {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.poll_cut(cx)?;
-        let read = ready!(pin!(&mut self.stream).poll_read(cx, buf));
+        let read = ready!(self.with(|stream| stream.poll_read(cx, buf)));
         if read.is_err() {
             self.diary.reached("reset");
         }
@@ -150,15 +204,15 @@ impl AsyncWrite for Wire {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.poll_cut(cx)?;
-        pin!(&mut self.stream).poll_write(cx, buf)
+        self.with(|stream| stream.poll_write(cx, buf))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        pin!(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_flush(cx))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        pin!(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_shutdown(cx))
     }
 }
 
@@ -188,7 +242,7 @@ mod tests {
     fn who_is_cut_off_is_told_and_so_is_the_other_end() {
         let mut net = turmoil::Builder::new().rng_seed(1).build();
         net.host("server", || async {
-            let mut incoming = std::pin::pin!(listen(diary()).await?);
+            let mut incoming = std::pin::pin!(listen(Arc::default(), diary()).await?);
             let mut wire = incoming.next().await.expect("somebody connects")?;
             let mut all = Vec::new();
             wire.read_to_end(&mut all).await?;
@@ -197,8 +251,8 @@ mod tests {
         });
         let is_cut = Rc::new(Notify::new());
         net.client("client", async move {
-            let (mut wire, knife) =
-                connect(diary(), "client".to_owned(), "server".to_owned(), None).await?;
+            let (from, to) = ("client".to_owned(), "server".to_owned());
+            let (mut wire, knife) = connect(Arc::default(), diary(), from, to, None).await?;
             wire.write_all(b"a").await?;
             assert!(knife.is_open());
             let waits = Rc::clone(&is_cut);
@@ -221,14 +275,14 @@ mod tests {
     fn no_connection_grows_older_than_it_may() {
         let mut net = turmoil::Builder::new().rng_seed(1).build();
         net.host("server", || async {
-            let mut incoming = std::pin::pin!(listen(diary()).await?);
+            let mut incoming = std::pin::pin!(listen(Arc::default(), diary()).await?);
             let _wire = incoming.next().await.expect("somebody connects")?;
             pending().await
         });
         net.client("client", async {
             let age = Some(Duration::from_secs(1));
-            let to = "server".to_owned();
-            let (mut wire, knife) = connect(diary(), "client".to_owned(), to, age).await?;
+            let (from, to) = ("client".to_owned(), "server".to_owned());
+            let (mut wire, knife) = connect(Arc::default(), diary(), from, to, age).await?;
             assert!(wire.read_u8().await.is_err());
             drop(wire);
             assert!(!knife.is_open());

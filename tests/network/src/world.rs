@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
     sync::{
         Arc, Mutex,
@@ -25,7 +26,13 @@ use onward_simulation::{
 use tokio::sync::watch;
 use turmoil::Sim;
 
-use crate::{database::Way, fate::Fate, hosts, story::Story, tcp::Knife};
+use crate::{
+    database::Way,
+    fate::Fate,
+    hosts,
+    story::Story,
+    tcp::{Knife, Sockets},
+};
 
 /// When every story begins, in microseconds since the Unix epoch.
 const DAWN_US: i64 = 1_790_000_000_000_000;
@@ -66,10 +73,17 @@ pub(crate) struct Roads {
     pub(crate) diary: Diary,
     pub(crate) nodes: Mutex<Vec<Option<Running>>>,
     pub(crate) knives: Mutex<Vec<Knife>>,
+    /// Of each host, by its name.
+    sockets: Mutex<BTreeMap<String, Arc<Sockets>>>,
     rng: Mutex<fastrand::Rng>,
 }
 
 impl Roads {
+    /// The connections of a host.
+    pub(crate) fn sockets(&self, host: &str) -> Arc<Sockets> {
+        Arc::clone(self.sockets.lock().unwrap().entry(host.to_owned()).or_default())
+    }
+
     /// The server to connect to, and how long a connection to it is let live at most.
     pub(crate) fn choose(&self, pinned: Option<usize>) -> (usize, Option<Duration>) {
         if let Some(place) = pinned {
@@ -77,7 +91,8 @@ impl Roads {
         }
         let nodes = self.nodes.lock().unwrap();
         let mut rng = self.rng.lock().unwrap();
-        let serves = |node: &Option<Running>| node.as_ref().is_some_and(|(node, _)| node.is_ready());
+        let serves =
+            |node: &Option<Running>| node.as_ref().is_some_and(|(node, _)| node.is_ready());
         let place = match nodes.iter().position(serves) {
             Some(place) if rng.u8(0..5) > 0 => place,
             _ => rng.usize(0..nodes.len()),
@@ -134,6 +149,7 @@ impl World {
             diary: diary.clone(),
             nodes: Mutex::new((0..story.servers).map(|_| None).collect()),
             knives: Mutex::default(),
+            sockets: Mutex::default(),
             rng: Mutex::new(chance(story.seed, "roads")),
         };
         Rc::new(Self {
