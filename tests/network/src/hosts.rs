@@ -21,6 +21,10 @@ use crate::{database, tcp, world::World};
 const QUEUE: &str = "programs";
 /// How long a server that is asked to stop has for it.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long most clients ask again.
+pub(crate) const PATIENCE: Duration = Duration::from_hours(10);
+/// How long those do who contend: what came of a request they may never learn.
+const IMPATIENCE: Duration = Duration::from_secs(3);
 const MEBIBYTE: usize = 1 << 20;
 
 pub(crate) fn server(place: usize) -> String {
@@ -68,7 +72,8 @@ pub(crate) async fn run_worker(world: Rc<World>, place: usize) -> turmoil::Resul
     let seed = chance(world.story.seed, &name).u64(..);
     let pen = Pen::new(&world.diary, &world.notes);
     world.pens.borrow_mut()[place] = Some(Arc::clone(&pen));
-    let client = client(&world, &worker(place), &name, Some(place % world.story.servers), seed);
+    let pinned = Some(place % world.story.servers);
+    let client = client(&world, &worker(place), &name, pinned, PATIENCE, seed);
     Worker::builder(client, QUEUE)
         .deps(Tools { notebook: pen as Arc<dyn Notebook>, worker: name })
         .workflows::<(interpret,)>()
@@ -87,12 +92,12 @@ pub(crate) async fn live(world: Rc<World>, place: usize) -> turmoil::Result {
     let here = |n: usize| n % story.offices == place;
     for (n, program) in story.orders.iter().cloned().enumerate().filter(|(n, _)| here(*n)) {
         let order = Order { workflow_id: format!("order-{n}"), program };
-        let customer = customer(&world, place, format!("customer-{n}"));
+        let customer = customer(&world, place, format!("customer-{n}"), PATIENCE);
         let rng = chance(story.seed, &order.workflow_id);
         customers.spawn_local(async move { customer.order(order, rng).await });
     }
     for n in (0..story.contenders).filter(|n| here(*n)) {
-        let customer = customer(&world, place, format!("contender-{n}"));
+        let customer = customer(&world, place, format!("contender-{n}"), IMPATIENCE);
         let rng = chance(story.seed, format_args!("contends {n}"));
         customers.spawn_local(async move {
             customer.contend(&["shared-0".to_owned(), "shared-1".to_owned()], 10, rng).await;
@@ -100,7 +105,7 @@ pub(crate) async fn live(world: Rc<World>, place: usize) -> turmoil::Result {
     }
     for n in (0..story.pests).filter(|n| here(*n)) {
         let workflow_id = format!("pest-{n}");
-        let customer = customer(&world, place, workflow_id.clone());
+        let customer = customer(&world, place, workflow_id.clone(), PATIENCE);
         let (book, rng) = (world.book.clone(), chance(story.seed, &workflow_id));
         customers.spawn_local(async move {
             let wrong = customer.pester(&workflow_id, rng).await.err();
@@ -113,10 +118,10 @@ pub(crate) async fn live(world: Rc<World>, place: usize) -> turmoil::Result {
     Ok(())
 }
 
-fn customer(world: &World, place: usize, name: String) -> Customer {
+fn customer(world: &World, place: usize, name: String, patience: Duration) -> Customer {
     let seed = chance(world.story.seed, &name).u64(..);
     Customer {
-        client: client(world, &office(place), &name, None, seed),
+        client: client(world, &office(place), &name, None, patience, seed),
         name,
         queue: QUEUE.to_owned(),
         book: world.book.clone(),
@@ -134,6 +139,7 @@ pub(crate) fn client(
     host: &str,
     name: &str,
     pinned: Option<usize>,
+    patience: Duration,
     seed: u64,
 ) -> Client {
     let (roads, host) = (Arc::clone(&world.roads), host.to_owned());
@@ -150,7 +156,7 @@ pub(crate) fn client(
             }
         })
         .identity(name)
-        .retry_for(Duration::from_hours(10))
+        .retry_for(patience)
         .seed(seed)
         .build()
         .expect("the address is ours")

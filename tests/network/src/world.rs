@@ -285,7 +285,7 @@ impl World {
     /// What there is to read for somebody on the network.
     async fn judge(&self) -> Log {
         let (operations, reads, mut endings) = self.book.take();
-        let client = hosts::client(self, "judge", "judge", None, 0);
+        let client = hosts::client(self, "judge", "judge", None, hosts::PATIENCE, 0);
         for place in 0..self.story.orders.len() {
             let workflow_id = format!("order-{place}");
             if endings.iter().all(|ending| ending.workflow_id != workflow_id) {
