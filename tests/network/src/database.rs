@@ -47,7 +47,10 @@ pub(crate) fn connect(
                 _ => "commit request lost",
             });
         }
-        diary.write(format_args!("{server}: {kind:?} {plan:?}"));
+        // What goes on all the time would hide the rest.
+        if way != Way::Open || !matches!(kind, CallKind::Read | CallKind::Renew | CallKind::Prune) {
+            diary.write(format_args!("{server}: {kind:?} {plan:?}"));
+        }
         plan
     });
     store

@@ -161,3 +161,73 @@ pub(crate) fn client(
         .build()
         .expect("the address is ours")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use onward_simulation::{Tale as _, notebook};
+    use turmoil::Sim;
+
+    use super::*;
+    use crate::story::Story;
+
+    /// A server with one worker, which are connected.
+    fn pair() -> (Rc<World>, Sim<'static>) {
+        let (troubles, orders) = (BTreeSet::new(), Vec::new());
+        let (servers, workers) = (1, 1);
+        let story =
+            Story { troubles, orders, servers, workers, contenders: 0, pests: 0, ..Story::of(1) };
+        let world = World::new(&story);
+        let mut net = world.build();
+        pass(&world, &mut net, 10);
+        assert_eq!(connections(&world), (1, 1));
+        (world, net)
+    }
+
+    fn pass(world: &World, net: &mut Sim<'static>, seconds: u64) {
+        let end = net.elapsed() + Duration::from_secs(seconds);
+        while net.elapsed() < end {
+            world.step(net).unwrap();
+        }
+    }
+
+    fn connections(world: &World) -> (usize, usize) {
+        let count = |host: String| world.roads.sockets(&host).count();
+        (count(server(0)), count(worker(0)))
+    }
+
+    /// Both ends ask for a sign of life; neither can count on being told.
+    #[test]
+    fn both_ends_let_go_of_a_connection_that_nothing_gets_through() {
+        let (world, mut net) = pair();
+        net.partition(server(0), worker(0));
+        pass(&world, &mut net, 30);
+        assert_eq!(connections(&world), (0, 0));
+        net.repair(server(0), worker(0));
+        pass(&world, &mut net, 10);
+        assert_eq!(connections(&world), (1, 1));
+        notebook::close();
+    }
+
+    #[test]
+    fn a_server_lets_go_of_a_worker_that_it_cannot_hear() {
+        let (world, mut net) = pair();
+        net.partition_oneway(worker(0), server(0));
+        pass(&world, &mut net, 30);
+        assert_eq!(connections(&world).0, 0);
+        notebook::close();
+    }
+
+    /// A lost segment is never sent again, so what comes behind it does not arrive.
+    #[test]
+    fn both_ends_let_go_of_a_connection_with_a_gap() {
+        let (world, mut net) = pair();
+        net.partition(server(0), worker(0));
+        pass(&world, &mut net, 7);
+        net.repair(server(0), worker(0));
+        pass(&world, &mut net, 40);
+        assert_eq!(connections(&world), (1, 1), "the old one is gone, a new one is there");
+        notebook::close();
+    }
+}

@@ -51,8 +51,14 @@ impl Sockets {
         socket
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        self.open.lock().unwrap().len()
+    }
+
     /// The owner of a connection lets go of it.
-    fn close(&self, socket: &Socket) {
+    fn close(&self, socket: &Socket, diary: &Diary) {
         let mut open = self.open.lock().unwrap();
         if self.dies.load(Ordering::Relaxed) {
             for socket in open.iter() {
@@ -60,7 +66,11 @@ impl Sockets {
             }
         }
         open.retain(|other| !Arc::ptr_eq(other, socket));
-        drop(socket.lock().unwrap().take());
+        if let Some(stream) = socket.lock().unwrap().take()
+            && let (Ok(here), Ok(there)) = (stream.local_addr(), stream.peer_addr())
+        {
+            diary.write(format_args!("{here} closes its connection to {there}"));
+        }
     }
 }
 
@@ -178,7 +188,7 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         self.is_open.store(false, Ordering::Relaxed);
-        self.host.close(&self.socket);
+        self.host.close(&self.socket, &self.diary);
     }
 }
 
@@ -191,6 +201,7 @@ impl AsyncRead for Wire {
         self.poll_cut(cx)?;
         let read = ready!(self.with(|stream| stream.poll_read(cx, buf)));
         if read.is_err() {
+            self.diary.write("a connection is reset");
             self.diary.reached("reset");
         }
         Poll::Ready(read)

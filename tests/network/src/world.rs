@@ -136,7 +136,7 @@ pub(crate) fn play(story: &Story) -> Played {
 }
 
 impl World {
-    fn new(story: &Story) -> Rc<Self> {
+    pub(crate) fn new(story: &Story) -> Rc<Self> {
         let clock = Arc::new(Clock::default());
         let now = {
             let clock = Arc::clone(&clock);
@@ -177,7 +177,7 @@ impl World {
     }
 
     /// The network with all hosts on it.
-    fn build(self: &Rc<Self>) -> Sim<'static> {
+    pub(crate) fn build(self: &Rc<Self>) -> Sim<'static> {
         let mut net = turmoil::Builder::new()
             .rng_seed(chance(self.story.seed, "network").u64(..))
             .epoch(SystemTime::UNIX_EPOCH)
@@ -243,7 +243,7 @@ impl World {
     }
 
     /// Lets a tick pass. Says whether every customer has left.
-    fn step(&self, net: &mut Sim<'static>) -> Result<bool, String> {
+    pub(crate) fn step(&self, net: &mut Sim<'static>) -> Result<bool, String> {
         self.clock.runs.store(true, Ordering::Relaxed);
         let all_left = net.step();
         self.clock.runs.store(false, Ordering::Relaxed);
