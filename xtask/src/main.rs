@@ -4,6 +4,7 @@ mod chaos;
 mod fuzz;
 mod histories;
 mod mutants;
+mod net;
 mod page;
 mod processes;
 mod seeded;
@@ -27,6 +28,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Plays stories of whole nodes, workers and clients in virtual time, each from its seed.
     Sim(sim::Args),
+    /// Plays stories of servers, workers and clients on a simulated network, each from its seed.
+    Net(net::Args),
     /// Turns on bugs one by one, and shows that the simulation finds each.
     Seeded(seeded::Args),
     /// Lets everything happen to real servers, workers and databases while programs go through.
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Sim(args) => sim::run(&args),
+        Command::Net(args) => net::run(&args),
         Command::Seeded(args) => seeded::run(&args),
         Command::Chaos(args) => chaos::run(&args),
         Command::Soak(args) => soak::run(&args),

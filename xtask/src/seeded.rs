@@ -14,6 +14,9 @@ pub(crate) struct Args {
     /// Play no further one after so many seconds for one bug.
     #[arg(long, default_value_t = 240)]
     seconds: u64,
+    /// Has the stories on a simulated network find them, in place of the simulation's.
+    #[arg(long)]
+    network: bool,
 }
 
 /// Goes on in a build that has the bugs.
@@ -27,6 +30,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     // Apart from everything else: no other build may find these.
     again.args(["--features", "seeded-bugs", "--target-dir", "target/seeded-bugs", "--", "seeded"]);
     again.args(["--seeds", &args.seeds.to_string(), "--seconds", &args.seconds.to_string()]);
+    again.args(args.network.then_some("--network"));
     again.args(args.bug.iter().flat_map(|bug| ["--bug", bug]));
     match again.status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
@@ -51,11 +55,16 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         eprintln!("xtask: there is no such bug; there are {:?}", SeededBug::ALL);
         return ExitCode::from(2);
     }
+    let (layer, hunt): (_, fn(SeededBug, &Args) -> Option<(u64, String)>) = if args.network {
+        ("network", hunt::<onward_network::Story>)
+    } else {
+        ("simulation", hunt::<onward_simulation::Story>)
+    };
     let mut seeds = Vec::new();
     for bug in &bugs {
         match hunt(*bug, args) {
             Some((seed, wrong)) => {
-                println!("{} {bug:?}: found by the simulation at seed {seed}: {wrong}", bug.code());
+                println!("{} {bug:?}: found by the {layer} at seed {seed}: {wrong}", bug.code());
                 seeds.push(seed);
             }
             None => println!("{} {bug:?}: NOT FOUND", bug.code()),
@@ -69,7 +78,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 /// Plays stories with a bug until one fails. Gives the seed, and what is wrong.
 #[cfg(feature = "seeded-bugs")]
-fn hunt(bug: onward_proto::SeededBug, args: &Args) -> Option<(u64, String)> {
+fn hunt<T: onward_simulation::Tale>(
+    bug: onward_proto::SeededBug,
+    args: &Args,
+) -> Option<(u64, String)> {
     use std::{num::NonZero, thread, time::Duration};
 
     use onward_proto::SeededBug;
@@ -83,11 +95,11 @@ fn hunt(bug: onward_proto::SeededBug, args: &Args) -> Option<(u64, String)> {
         threads: thread::available_parallelism().map_or(1, NonZero::get),
         shrink: false,
     };
-    let failure = suite.run().failure;
+    let failure = suite.run::<T>().failure;
     SeededBug::turn_on(None);
     failure.map(|failure| {
         let wrong: String = failure.wrong.chars().take(WRONG).collect();
-        (failure.story.seed, wrong)
+        (failure.story.seed(), wrong)
     })
 }
 

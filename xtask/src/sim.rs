@@ -2,7 +2,7 @@
 
 use std::{num::NonZero, process::ExitCode, thread, time::Duration};
 
-use onward_simulation::Suite;
+use onward_simulation::{Story, Suite};
 
 /// Which stories.
 #[derive(clap::Args)]
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         shrink: true,
     };
     println!("sim: seeds {}..={}", suite.first, suite.first + suite.seeds - 1);
-    let summary = suite.run();
+    let summary = suite.run::<Story>();
     if let Some(failure) = &summary.failure {
         println!("{failure}");
     }

@@ -5,6 +5,7 @@ use std::{
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -25,8 +26,8 @@ pub struct Trace {
 
 /// The diary of a story that is being played.
 #[derive(Clone)]
-pub(crate) struct Diary {
-    dawn: Instant,
+pub struct Diary {
+    clock: Arc<dyn Fn() -> Duration + Send + Sync>,
     pages: Arc<Mutex<Pages>>,
 }
 
@@ -38,8 +39,21 @@ struct Pages {
     disturbances: Vec<u64>,
 }
 
+impl fmt::Debug for Diary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Diary").finish_non_exhaustive()
+    }
+}
+
 impl Diary {
+    /// An empty diary, on Tokio's clock from now on.
     pub(crate) fn begin() -> Self {
+        let dawn = Instant::now();
+        Self::on(move || dawn.elapsed())
+    }
+
+    /// An empty diary on a clock that says how old the story is.
+    pub fn on(clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         let pages = Pages {
             hasher: DefaultHasher::new(),
             count: 0,
@@ -47,16 +61,17 @@ impl Diary {
             counts: BTreeMap::new(),
             disturbances: Vec::new(),
         };
-        Self { dawn: Instant::now(), pages: Arc::new(Mutex::new(pages)) }
+        Self { clock: Arc::new(clock), pages: Arc::new(Mutex::new(pages)) }
     }
 
     /// Virtual time since the story began, in microseconds.
-    pub(crate) fn now_us(&self) -> u64 {
-        self.dawn.elapsed().as_micros() as u64
+    pub fn now_us(&self) -> u64 {
+        (self.clock)().as_micros() as u64
     }
 
-    pub(crate) fn write(&self, line: impl fmt::Display) {
-        let line = format!("{:>12.6} {line}", self.dawn.elapsed().as_secs_f64());
+    /// Something happens.
+    pub fn write(&self, line: impl fmt::Display) {
+        let line = format!("{:>12.6} {line}", (self.clock)().as_secs_f64());
         let mut pages = self.pages.lock().unwrap();
         line.hash(&mut pages.hasher);
         pages.count += 1;
@@ -67,25 +82,28 @@ impl Diary {
     }
 
     /// Something that a suite must have seen at least once.
-    pub(crate) fn reached(&self, what: impl Into<String>) {
+    pub fn reached(&self, what: impl Into<String>) {
         *self.pages.lock().unwrap().counts.entry(what.into()).or_default() += 1;
     }
 
     /// Something broke that sessions, attempts or owners hang on.
-    pub(crate) fn disturbed(&self) {
+    pub fn disturbed(&self) {
         let now = self.now_us();
         self.pages.lock().unwrap().disturbances.push(now);
     }
 
-    pub(crate) fn disturbances(&self) -> Vec<u64> {
+    /// When that was, in microseconds.
+    pub fn disturbances(&self) -> Vec<u64> {
         self.pages.lock().unwrap().disturbances.clone()
     }
 
-    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+    /// How often what was reached.
+    pub fn counts(&self) -> BTreeMap<String, u64> {
         self.pages.lock().unwrap().counts.clone()
     }
 
-    pub(crate) fn trace(&self) -> Trace {
+    /// All that was written.
+    pub fn trace(&self) -> Trace {
         let pages = self.pages.lock().unwrap();
         Trace {
             hash: pages.hasher.finish(),
@@ -96,7 +114,7 @@ impl Diary {
 }
 
 /// A source of chance for each part of a world: how often one is asked does not shift another.
-pub(crate) fn chance(seed: u64, part: impl fmt::Display) -> fastrand::Rng {
+pub fn chance(seed: u64, part: impl fmt::Display) -> fastrand::Rng {
     let mut hasher = DefaultHasher::new();
     (seed, part.to_string()).hash(&mut hasher);
     fastrand::Rng::with_seed(hasher.finish())

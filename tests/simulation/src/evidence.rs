@@ -41,7 +41,7 @@ async fn run(
 }
 
 /// Takes down what was reached.
-pub(crate) fn count(log: &Log, diary: &Diary) {
+pub fn count(log: &Log, diary: &Diary) {
     for run in &log.runs {
         diary.reached(format!("run {:?}", run.status));
         for event in &run.history {

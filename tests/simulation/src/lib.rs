@@ -14,11 +14,12 @@ pub mod evidence;
 mod fate;
 mod host;
 mod net;
+pub mod notebook;
 mod story;
 mod suite;
 mod world;
 
-pub use diary::Trace;
+pub use diary::{Diary, Trace, chance};
 pub use story::{Story, Trouble};
-pub use suite::{Failure, Suite, Summary};
+pub use suite::{Failure, Suite, Summary, Tale, forget_panics, panics};
 pub use world::{Played, play};

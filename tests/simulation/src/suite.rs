@@ -19,8 +19,34 @@ use crate::{
     world::{PANICS, Played, play},
 };
 
-/// One in so many seeds is played twice.
-const TWICE: u64 = 50;
+/// What a seed decides, and what is played then.
+pub trait Tale: Clone + fmt::Debug + Send + Sized {
+    /// What must have happened in a suite of some size, or the rest says little.
+    const SOMETIMES: &'static [&'static str];
+    /// One in so many seeds is played twice.
+    const TWICE: u64;
+
+    /// That of a seed.
+    fn of(seed: u64) -> Self;
+
+    /// Its seed.
+    fn seed(&self) -> u64;
+
+    /// Those in which a little less happens.
+    fn simpler(&self) -> Vec<Self>;
+
+    /// Plays it on this thread.
+    fn play(&self) -> Played;
+
+    /// Whether it is the same when it is played again.
+    fn repeats(&self) -> bool {
+        true
+    }
+
+    /// What many of them add up to, in one line.
+    fn sum_up(summary: &Summary<Self>) -> String;
+}
+
 /// How long a story that fails is made smaller.
 const SHRINK: Duration = Duration::from_mins(1);
 
@@ -99,47 +125,65 @@ pub struct Suite {
 
 /// A story that failed.
 #[derive(Debug)]
-pub struct Failure {
+pub struct Failure<T = Story> {
     /// As small as it could be made.
-    pub story: Story,
+    pub story: T,
     /// What is wrong with it.
     pub wrong: String,
     /// The end of its trace.
     pub last: Vec<String>,
 }
 
-impl fmt::Display for Failure {
+impl<T: Tale> fmt::Display for Failure<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in &self.last {
             writeln!(f, "  {line}")?;
         }
         writeln!(f, "{:#?}", self.story)?;
-        write!(f, "FAIL seed={} {}", self.story.seed, self.wrong)
+        write!(f, "FAIL seed={} {}", self.story.seed(), self.wrong)
     }
 }
 
 /// What a suite adds up to.
-#[derive(Debug, Default)]
-pub struct Summary {
+#[derive(Debug)]
+pub struct Summary<T = Story> {
     /// Stories that were played.
     pub seeds: u64,
-    report: Report,
+    /// What the checker says of all of them.
+    pub report: Report,
     counts: BTreeMap<String, u64>,
-    twice: u64,
-    virtual_time: Duration,
-    wall: Duration,
+    /// How many were played twice, and were the same.
+    pub twice: u64,
+    /// How long they took there.
+    pub virtual_time: Duration,
+    /// How long they took here.
+    pub wall: Duration,
     /// The first story that failed.
-    pub failure: Option<Failure>,
+    pub failure: Option<Failure<T>>,
+}
+
+impl<T> Default for Summary<T> {
+    fn default() -> Self {
+        Self {
+            seeds: 0,
+            report: Report::default(),
+            counts: BTreeMap::new(),
+            twice: 0,
+            virtual_time: Duration::ZERO,
+            wall: Duration::ZERO,
+            failure: None,
+        }
+    }
 }
 
 impl Suite {
     /// Plays its stories until one fails or all are done.
-    pub fn run(&self) -> Summary {
+    pub fn run<T: Tale>(&self) -> Summary<T> {
         count_panics();
         let began = Instant::now();
         let next = AtomicU64::new(self.first);
         let summary = Mutex::new(Summary::default());
-        let failed: Mutex<Option<(Story, String)>> = Mutex::default();
+        let failed: Mutex<Option<(T, String)>> = Mutex::default();
         thread::scope(|scope| {
             for _ in 0..self.threads.max(1) {
                 scope.spawn(|| {
@@ -152,7 +196,7 @@ impl Suite {
                         {
                             return;
                         }
-                        let story = Story::of(seed);
+                        let story = T::of(seed);
                         let played = match try_play(&story) {
                             Ok(played) => played,
                             Err(wrong) => {
@@ -160,10 +204,11 @@ impl Suite {
                                 return;
                             }
                         };
-                        let twice = seed.is_multiple_of(TWICE) || self.seeds == 1;
+                        let twice = seed.is_multiple_of(T::TWICE) || self.seeds == 1;
+                        let twice = twice && story.repeats();
                         let mut wrong = first_wrong(&played);
                         if twice && wrong.is_none() {
-                            wrong = differs(&played, &play(&story));
+                            wrong = differs(&played, &story.play());
                         }
                         summary.lock().unwrap().add(played, twice);
                         if let Some(wrong) = wrong {
@@ -186,9 +231,9 @@ impl Suite {
 }
 
 /// Plays a story. One that cannot even be told to its end is as wrong as one that breaks a rule.
-fn try_play(story: &Story) -> Result<Played, String> {
+fn try_play<T: Tale>(story: &T) -> Result<Played, String> {
     // A story leaves nothing behind that the next one could meet.
-    panic::catch_unwind(AssertUnwindSafe(|| play(story))).map_err(|panic| {
+    panic::catch_unwind(AssertUnwindSafe(|| story.play())).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         format!("panic: {}", text.unwrap_or("without a text"))
@@ -212,7 +257,7 @@ fn differs(one: &Played, other: &Played) -> Option<String> {
 }
 
 /// Makes a story that fails smaller for as long as it still breaks the same rule.
-fn shrink(mut story: Story, mut wrong: String) -> Failure {
+fn shrink<T: Tale>(mut story: T, mut wrong: String) -> Failure<T> {
     let began = Instant::now();
     let rule = |wrong: &str| wrong.split(' ').next().unwrap_or_default().to_owned();
     let broken = rule(&wrong);
@@ -234,7 +279,7 @@ fn shrink(mut story: Story, mut wrong: String) -> Failure {
     Failure { story, wrong, last }
 }
 
-impl Summary {
+impl<T: Tale> Summary<T> {
     fn add(&mut self, played: Played, twice: bool) {
         self.seeds += 1;
         self.twice += u64::from(twice);
@@ -245,13 +290,14 @@ impl Summary {
         self.virtual_time += played.virtual_time;
     }
 
-    fn count(&self, what: impl Fn(&str) -> bool) -> u64 {
+    /// How often such things happened.
+    pub fn count(&self, what: impl Fn(&str) -> bool) -> u64 {
         self.counts.iter().filter(|(name, _)| what(name)).map(|(_, count)| count).sum()
     }
 
     /// What was never reached although it should have been.
     pub fn missed(&self) -> Vec<&'static str> {
-        SOMETIMES.iter().copied().filter(|name| !self.counts.contains_key(*name)).collect()
+        T::SOMETIMES.iter().copied().filter(|name| !self.counts.contains_key(*name)).collect()
     }
 
     /// What is wrong with the suite as a whole: a broken rule, or one that had nothing to look at.
@@ -269,6 +315,11 @@ impl Summary {
         }
     }
 
+    /// Runs that should have ended and did not.
+    pub fn stuck(&self) -> usize {
+        self.report.violations().iter().filter(|one| one.text.contains("not ended")).count()
+    }
+
     /// How often what happened.
     pub fn counts(&self) -> &BTreeMap<String, u64> {
         &self.counts
@@ -280,39 +331,72 @@ impl Summary {
     }
 }
 
-impl fmt::Display for Summary {
+impl<T: Tale> fmt::Display for Summary<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let days = self.virtual_time.as_secs_f64() / 86_400.0;
-        let ratio = self.virtual_time.as_secs_f64() / self.wall.as_secs_f64().max(0.001);
+        f.write_str(&T::sum_up(self))
+    }
+}
+
+impl Tale for Story {
+    const SOMETIMES: &'static [&'static str] = SOMETIMES;
+    const TWICE: u64 = 50;
+
+    fn of(seed: u64) -> Self {
+        Self::of(seed)
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn simpler(&self) -> Vec<Self> {
+        self.simpler()
+    }
+
+    fn play(&self) -> Played {
+        play(self)
+    }
+
+    fn sum_up(summary: &Summary) -> String {
+        let days = summary.virtual_time.as_secs_f64() / 86_400.0;
+        let ratio = summary.virtual_time.as_secs_f64() / summary.wall.as_secs_f64().max(0.001);
         let store = |name: &str| {
             ["refused", "lost", "ghost", "stolen"].iter().any(|end| name.ends_with(end))
         };
-        let stuck = self.report.violations().iter().filter(|one| one.text.contains("not ended"));
-        write!(
-            f,
+        format!(
             "SIM seeds={} vtime={days:.2}d ratio={ratio:.0}x runs={} events={} acks={} unknown={} \
              crashes={} freezes={} links={} store_err={} clock={} rewinds={} sometimes={}/{} \
              determinism={}/{} violations={} stuck={} wall={:.0}s",
-            self.seeds,
-            self.count(|name| name.starts_with("run ")),
-            self.count(|name| name == "record"),
-            self.count(|name| name == "ack"),
-            self.count(|name| name == "unknown"),
-            self.count(|name| name.starts_with("Crash")),
-            self.count(|name| name == "FreezeHost"),
-            self.count(|name| name.ends_with("Link")),
-            self.count(store),
-            self.count(|name| name == "StepClock"),
-            self.count(|name| name == "Rewind"),
-            SOMETIMES.len() - self.missed().len(),
+            summary.seeds,
+            summary.count(|name| name.starts_with("run ")),
+            summary.count(|name| name == "record"),
+            summary.count(|name| name == "ack"),
+            summary.count(|name| name == "unknown"),
+            summary.count(|name| name.starts_with("Crash")),
+            summary.count(|name| name == "FreezeHost"),
+            summary.count(|name| name.ends_with("Link")),
+            summary.count(store),
+            summary.count(|name| name == "StepClock"),
+            summary.count(|name| name == "Rewind"),
+            SOMETIMES.len() - summary.missed().len(),
             SOMETIMES.len(),
-            self.twice,
-            self.twice,
-            self.report.violations().len(),
-            stuck.count(),
-            self.wall.as_secs_f64()
+            summary.twice,
+            summary.twice,
+            summary.report.violations().len(),
+            summary.stuck(),
+            summary.wall.as_secs_f64()
         )
     }
+}
+
+/// Panics on this thread since its story began.
+pub fn panics() -> u64 {
+    PANICS.get()
+}
+
+/// A story begins on this thread.
+pub fn forget_panics() {
+    PANICS.set(0);
 }
 
 /// A panic anywhere in a story is a violation, although its task alone dies of it.

@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -21,7 +21,7 @@ use onward_programs::{
     Book, Customer, Order, Pace, Program, Tools,
     evidence::why_open,
     interpret,
-    notes::{self, Note, Notebook, Noted},
+    notes::{self, Notebook},
     work,
 };
 use onward_proto::Timestamp;
@@ -37,6 +37,7 @@ use crate::{
     evidence, fate,
     host::Host,
     net::Link,
+    notebook::{self, Notes, Pen},
     story::{Story, Trouble},
 };
 
@@ -70,13 +71,11 @@ pub fn play(story: &Story) -> Played {
     PANICS.set(0);
     let local = LocalSet::new();
     let played = local.block_on(&runtime, World::play(story.clone()));
-    NOTEBOOK.replace(None);
+    notebook::close();
     played
 }
 
 thread_local! {
-    /// Where workflow code of this thread's world takes notes.
-    static NOTEBOOK: RefCell<Option<Arc<dyn Notebook>>> = const { RefCell::new(None) };
     /// Panics on this thread since its story began.
     pub(crate) static PANICS: Cell<u64> = const { Cell::new(0) };
 }
@@ -142,22 +141,6 @@ impl Stage {
     }
 }
 
-/// Where the activities of one worker process take notes, for as long as it lives.
-struct Pen {
-    diary: Diary,
-    notes: Arc<Mutex<Vec<Noted>>>,
-    alive: AtomicBool,
-}
-
-impl Notebook for Pen {
-    fn take(&self, note: Note) {
-        if self.alive.load(Ordering::Relaxed) {
-            let at_us = self.diary.now_us();
-            self.notes.lock().unwrap().push(Noted { at_us, note });
-        }
-    }
-}
-
 /// One worker process.
 pub(crate) struct Hand {
     _worker: WorkerHandle,
@@ -166,7 +149,7 @@ pub(crate) struct Hand {
 
 impl Drop for Hand {
     fn drop(&mut self) {
-        self.pen.alive.store(false, Ordering::Relaxed);
+        self.pen.lay_down();
     }
 }
 
@@ -177,7 +160,7 @@ pub(crate) struct World {
     pub(crate) clock_offset: Arc<AtomicI64>,
     pub(crate) stage: Arc<Stage>,
     pub(crate) hands: RefCell<Vec<Option<Hand>>>,
-    notes: Arc<Mutex<Vec<Noted>>>,
+    notes: Notes,
     /// How many servers and workers there were so far: each is another one.
     born: Cell<u64>,
     pub(crate) snapshots: RefCell<Vec<Snapshot>>,
@@ -204,11 +187,8 @@ impl World {
             rng: Mutex::new(chance(story.seed, "network")),
             story: story.clone(),
         };
-        let notes: Arc<Mutex<Vec<Noted>>> = Arc::default();
-        let pen =
-            Pen { diary: diary.clone(), notes: Arc::clone(&notes), alive: AtomicBool::new(true) };
-        NOTEBOOK.replace(Some(Arc::new(pen)));
-        notes::open_with(|| NOTEBOOK.with_borrow(Clone::clone));
+        let notes = Notes::default();
+        Pen::new(&diary, &notes).lend();
         let book = {
             let diary = diary.clone();
             Book::new(move || diary.now_us())
@@ -291,11 +271,7 @@ impl World {
         let birth = self.next_birth();
         let seed = chance(self.story.seed, format_args!("worker {birth}")).u64(..);
         let name = format!("worker-{place}-{birth}");
-        let pen = Arc::new(Pen {
-            diary: self.diary.clone(),
-            notes: Arc::clone(&self.notes),
-            alive: AtomicBool::new(true),
-        });
+        let pen = Pen::new(&self.diary, &self.notes);
         let client = self.client(&name, Some(place % self.story.hosts), seed);
         let worker = Worker::builder(client, QUEUE)
             .deps(Tools { notebook: Arc::clone(&pen) as Arc<dyn Notebook>, worker: name })

@@ -11,7 +11,8 @@ const FOUND: [u64; 2] = [4, 60];
 #[test]
 fn stories_that_found_something_end_right() {
     for seed in FOUND {
-        let summary = Suite { first: seed, seeds: 1, within: None, threads: 1, shrink: true }.run();
+        let suite = Suite { first: seed, seeds: 1, within: None, threads: 1, shrink: true };
+        let summary = suite.run::<Story>();
         assert!(summary.failure.is_none(), "{}", summary.failure.unwrap());
     }
 }

@@ -75,11 +75,14 @@ pub(super) fn effects(log: &Log) -> BTreeMap<Uuid, Vec<(Uuid, Effect)>> {
 pub(super) fn replaced_by(log: &Log, run_id: Uuid) -> Option<Uuid> {
     let run = log.run(run_id)?;
     let end = run.journal.last()?;
-    let next = log.runs.iter().find(|next| {
-        next.run_id != run_id
+    let nexts = log.runs.iter().filter(|next| {
+        next.run_id > run_id
             && next.workflow_id == run.workflow_id
             && next.journal.first().is_some_and(|first| first.commit_seq == end.commit_seq)
-    })?;
+    });
+    // The run that came instead may have ended in the same batch, and others come after it: the ids
+    // of the runs of one workflow id rise.
+    let next = nexts.min_by_key(|next| next.run_id)?;
     let start = next.journal.first()?.records.first()?;
     match &start.attributes {
         Some(Attributes::WorkflowExecutionStarted(start)) => {
@@ -229,8 +232,10 @@ fn read_your_write(log: &Log, judge: &mut Judge) {
 mod tests {
     use super::*;
     use crate::{
-        fixture::broken,
-        log::{Refusal, Snapshot},
+        fixture::{broken, good, open_run},
+        judge::Report,
+        log::{Refusal, Reuse, Snapshot},
+        rules::RULES,
     };
 
     #[test]
@@ -266,8 +271,31 @@ mod tests {
         broken("D2", |log| {
             let takes_over = log.operations.iter_mut().find(|one| one.process == "takes over");
             let conflict = Conflict::Fail;
-            takes_over.unwrap().call = Call::Start { reuse: crate::log::Reuse::Allow, conflict };
+            takes_over.unwrap().call = Call::Start { reuse: Reuse::Allow, conflict };
         });
+    }
+
+    #[test]
+    fn a_start_that_comes_later_in_the_same_batch_has_replaced_nobody() {
+        let mut log = good();
+        let takes_over = log.operations.iter().find(|one| one.process == "takes over").unwrap();
+        let request_id = Uuid::from_u128(205);
+        let mut later = takes_over.clone();
+        later.request_id = Some(request_id);
+        later.call = Call::Start { reuse: Reuse::Allow, conflict: Conflict::Fail };
+        let mut run = open_run(&mut log).clone();
+        run.run_id = Uuid::from_u128(5);
+        let start = &mut run.journal[0].records[0];
+        start.time_us += 1;
+        let Some(Attributes::WorkflowExecutionStarted(started)) = &mut start.attributes else {
+            panic!("it begins with {start:?}");
+        };
+        started.request_id = request_id.as_bytes().to_vec().into();
+        log.operations.push(later);
+        // A list of runs has the newest first.
+        log.runs.insert(0, run);
+        let rules: Vec<_> = RULES.iter().filter(|rule| rule.name == "D2").copied().collect();
+        assert_eq!(Report::of(&log, &rules).violations(), []);
     }
 
     #[test]

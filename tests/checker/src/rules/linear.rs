@@ -84,16 +84,11 @@ fn linearizable(log: &Log, judge: &mut Judge) {
     }
 }
 
-/// The runs of an id; of two that one batch began, the first is the one that it also closed.
+/// The runs of an id. Their ids rise, so they tell those apart that one batch began; and beyond a
+/// failover it is the batch that tells.
 fn runs_in_order<'a>(log: &'a Log, workflow_id: &str) -> Vec<&'a Run> {
     let mut runs: Vec<_> = log.runs.iter().filter(|run| run.workflow_id == workflow_id).collect();
-    let place = |run: &Run| {
-        let first = run.journal.first().map_or(0, |row| row.commit_seq);
-        let last = run.journal.last().map_or(0, |row| row.commit_seq);
-        let began = run.journal.first().and_then(|row| row.records.first());
-        (first, began.map_or(0, |event| event.time_us), run.status == WorkflowStatus::Running, last)
-    };
-    runs.sort_by_key(|run| place(run));
+    runs.sort_by_key(|run| (run.journal.first().map_or(0, |row| row.commit_seq), run.run_id));
     runs
 }
 

@@ -123,6 +123,17 @@ fn dependencies_between_our_crates_point_one_way() {
             &["onward-checker", "onward-programs", "onward-proto", "onward-server", "onward"],
         ),
         (
+            "onward-network",
+            &[
+                "onward-checker",
+                "onward-programs",
+                "onward-proto",
+                "onward-server",
+                "onward-simulation",
+                "onward",
+            ],
+        ),
+        (
             "onward-fuzzing",
             &[
                 "onward-checker",

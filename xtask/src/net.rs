@@ -1,0 +1,54 @@
+//! `cargo xtask net`: everything on a simulated network.
+
+use std::{num::NonZero, process::ExitCode, thread, time::Duration};
+
+use onward_network::Story;
+use onward_simulation::Suite;
+
+use crate::processes::commit;
+
+/// Which stories.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How many seeds; without it, `--seed` alone plays one.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Begin no further one after so many seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// How often each rule of the checker was looked at, and what was reached.
+    #[arg(long)]
+    verbose: bool,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let suite = Suite {
+        first: args.seed,
+        seeds: args.seeds.unwrap_or(1),
+        within: args.seconds.map(Duration::from_secs),
+        threads: thread::available_parallelism().map_or(1, NonZero::get),
+        shrink: true,
+    };
+    println!("net: seeds {}..={}", suite.first, suite.first + suite.seeds - 1);
+    let summary = suite.run::<Story>();
+    if let Some(failure) = &summary.failure {
+        println!("{failure}");
+    }
+    if args.verbose {
+        println!("looked: {:?}", summary.looked());
+        println!("counts: {:#?}", summary.counts());
+    }
+    // A few seeds need not reach everything.
+    let wrong = summary.wrong().filter(|_| summary.failure.is_some() || summary.seeds >= FEW);
+    if let Some(wrong) = &wrong {
+        println!("net: {wrong}");
+    }
+    println!("NET commit={} {summary}", commit());
+    if wrong.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// From so many seeds on, everything has to be reached.
+const FEW: u64 = 40;
