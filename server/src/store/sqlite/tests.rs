@@ -67,6 +67,23 @@ async fn a_restart_finds_every_shard_released() {
     assert_eq!((row.epoch, row.node_id, row.lease_until), (1, None, None));
 }
 
+#[tokio::test]
+async fn a_write_that_waits_in_vain_for_the_file_was_certainly_not_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir).await;
+    let watched = store.shards(1).await.unwrap().rows.remove(0);
+    let path = dir.path().join("onward.db");
+    let mut other = SqliteConnectOptions::new().filename(&path).connect().await.unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let node_id = super::super::NodeId(Uuid::from_u128(1));
+    let commit_id = super::super::CommitId(Uuid::from_u128(2));
+    let take = Take { watched, node_id, address: "here".into(), commit_id, lease_us: 3_000_000 };
+    let error = store.take(take.clone()).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+    other.execute("ROLLBACK").await.unwrap();
+    assert!(matches!(store.take(take).await.unwrap(), Taken::Owned { epoch: 1, .. }));
+}
+
 /// Every text is prepared, and none reads a table from end to end.
 #[tokio::test]
 async fn every_statement_walks_an_index() {
