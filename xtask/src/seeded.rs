@@ -14,6 +14,9 @@ pub(crate) struct Args {
     /// Play no further one after so many seconds for one bug.
     #[arg(long, default_value_t = 240)]
     seconds: u64,
+    /// Worlds that are played beside each other; one for each core by default.
+    #[arg(long)]
+    threads: Option<usize>,
 }
 
 /// Goes on in a build that has the bugs.
@@ -27,6 +30,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     // Apart from everything else: no other build may find these.
     again.args(["--features", "seeded-bugs", "--target-dir", "target/seeded-bugs", "--", "seeded"]);
     again.args(["--seeds", &args.seeds.to_string(), "--seconds", &args.seconds.to_string()]);
+    again.args(args.threads.iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]));
     again.args(args.bug.iter().flat_map(|bug| ["--bug", bug]));
     match again.status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
@@ -70,7 +74,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 /// Plays stories with a bug until one fails. Gives the seed, and what is wrong.
 #[cfg(feature = "seeded-bugs")]
 fn hunt(bug: onward_proto::SeededBug, args: &Args) -> Option<(u64, String)> {
-    use std::{num::NonZero, thread, time::Duration};
+    use std::time::Duration;
 
     use onward_proto::SeededBug;
     use onward_simulation::Suite;
@@ -80,7 +84,7 @@ fn hunt(bug: onward_proto::SeededBug, args: &Args) -> Option<(u64, String)> {
         first: 1,
         seeds: args.seeds,
         within: Some(Duration::from_secs(args.seconds)),
-        threads: thread::available_parallelism().map_or(1, NonZero::get),
+        threads: args.threads.unwrap_or_else(crate::sim::cores),
         shrink: false,
     };
     let failure = suite.run().failure;

@@ -10,11 +10,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{
-    diary::chance,
-    story::Trouble,
-    world::{Weather, World},
-};
+use crate::{diary::chance, story::Trouble, weather::Weather, world::World};
 
 /// Lets the story's troubles happen for as long as it lasts, then mends everything.
 pub(crate) async fn befall(world: &Rc<World>) {
@@ -96,6 +92,41 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
                 own.diary.disturbed();
             }));
         }
+        Trouble::Unreadable => {
+            let lasts = millis(rng, 10_000);
+            diary.write(format_args!("the database answers no reads for {lasts:?}"));
+            own.stage.weather.lock().unwrap().unreadable = true;
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                own.stage.weather.lock().unwrap().unreadable = false;
+                own.diary.disturbed();
+            }));
+        }
+        Trouble::CutHost => {
+            if world.story.hosts < 2 {
+                return None;
+            }
+            // Long enough for another to take over, or not quite.
+            let lasts = Duration::from_millis(rng.u64(2_000..20_000));
+            return Some(tokio::task::spawn_local(async move { own.cut_host(lasts).await }));
+        }
+        Trouble::CutWorker => {
+            let place = rng.usize(0..world.story.workers);
+            // Half of them just longer than what is out waits for its worker.
+            let lasts = if rng.bool() { 10_000..15_000 } else { 1..30_000 };
+            let lasts = Duration::from_millis(rng.u64(lasts));
+            diary.write(format_args!("worker {place} reaches nobody for {lasts:?}"));
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            own.stage.cut_worker(place, true);
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                own.stage.cut_worker(place, false);
+                own.diary.disturbed();
+            }));
+        }
         Trouble::ReadOnly => {
             let lasts = millis(rng, 10_000);
             diary.write(format_args!("the database is read-only for {lasts:?}"));
@@ -159,10 +190,15 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             let links = own.stage.links.lock().unwrap();
             let open: Vec<_> = links.iter().filter(|link| link.is_open()).collect();
             if !open.is_empty() {
-                diary.write("a connection breaks");
                 diary.reached(format!("{trouble:?}"));
-                diary.disturbed();
-                open[rng.usize(0..open.len())].cut();
+                let link = open[rng.usize(0..open.len())];
+                if rng.bool() {
+                    link.cut_behind(rng.u32(1..4));
+                } else {
+                    diary.write("a connection breaks");
+                    diary.disturbed();
+                    link.cut();
+                }
             }
         }
         Trouble::StallLink => {

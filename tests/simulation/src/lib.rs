@@ -9,13 +9,16 @@
 //! one that fails as small as it can.
 #![allow(clippy::unwrap_used)]
 
+mod crowd;
 mod diary;
 pub mod evidence;
 mod fate;
 mod host;
 mod net;
+mod stage;
 mod story;
 mod suite;
+mod weather;
 mod world;
 
 pub use diary::Trace;

@@ -150,8 +150,8 @@ fn items(
                 }
                 None => continue,
             },
-            (Call::Describe, Outcome::Ok(reply)) => match (nth(reply.run_id), reply.status) {
-                (Some(run), Some(status)) => Step::Look(run, status),
+            (Call::Describe, Outcome::Ok(reply)) => match (nth(reply.run_id), reply.shown) {
+                (Some(run), Some(shown)) => Step::Look(run, shown.status),
                 _ => continue,
             },
             (Call::Signal { .. } | Call::Cancel { .. }, Outcome::Ok(reply)) => {
