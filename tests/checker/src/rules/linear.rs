@@ -91,7 +91,9 @@ fn runs_in_order<'a>(log: &'a Log, workflow_id: &str) -> Vec<&'a Run> {
         let first = run.journal.first().map_or(0, |row| row.commit_seq);
         let last = run.journal.last().map_or(0, |row| row.commit_seq);
         let began = run.journal.first().and_then(|row| row.records.first());
-        (first, began.map_or(0, |event| event.time_us), run.status == WorkflowStatus::Running, last)
+        let began_us = began.map_or(0, |event| event.time_us);
+        // The ids of runs of one workflow id rise, also when one batch began and closed several.
+        (first, began_us, run.status == WorkflowStatus::Running, last, run.run_id)
     };
     runs.sort_by_key(|run| place(run));
     runs
@@ -284,6 +286,16 @@ mod tests {
         let mut judge = Judge::default();
         linearizable(&good(), &mut judge);
         assert_eq!(format!("{judge:?}"), format!("Judge {{ looked: 1, broken: [] }}"));
+    }
+
+    #[test]
+    fn runs_that_began_and_closed_in_one_batch_stand_in_the_order_of_their_ids() {
+        let mut log = good();
+        let ended = log.runs.iter().find(|run| run.workflow_id == "ended").unwrap();
+        let later = Run { run_id: Uuid::from_u128(5), ..ended.clone() };
+        log.runs.insert(0, later);
+        let ids: Vec<_> = runs_in_order(&log, "ended").iter().map(|run| run.run_id).collect();
+        assert_eq!(ids, [4, 5].map(Uuid::from_u128));
     }
 
     #[test]

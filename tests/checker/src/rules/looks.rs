@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use onward_proto::v1::WorkflowStatus;
+use onward_proto::v1::{HistoryEvent, WorkflowStatus};
 use uuid::Uuid;
 
 use super::history::closes;
@@ -54,7 +54,12 @@ fn is_on_record(run: &Run, shown: Shown) -> bool {
     let ended = last.and_then(|event| closes(event.attributes.as_ref()?));
     ended == Some(shown.status)
         && shown.events == run.history.len() as u64
-        && last.is_some_and(|event| event.time_us == shown.closed_at_us)
+        && last.is_some_and(|event| own_time_us(event) == shown.closed_at_us)
+}
+
+/// When an event happened: in a history none is older than the one before it.
+fn own_time_us(event: &HistoryEvent) -> i64 {
+    if event.received_at_us == 0 { event.time_us } else { event.received_at_us }
 }
 
 #[cfg(test)]
