@@ -29,19 +29,49 @@ pub(crate) async fn befall(world: &Rc<World>) {
     for trouble in under_way {
         drop(trouble.await);
     }
+    if world.story.has(Trouble::PowerCut) && rng.bool() {
+        // What is lost in the last of all troubles no later one brings back.
+        lose_power(world, &mut rng).await;
+    }
     *world.stage.weather.lock().unwrap() = Weather::default();
     world.database.set_read_only(false);
     let places = world.stage.hosts.lock().unwrap().len();
     for place in 0..places {
-        if world.stage.hosts.lock().unwrap()[place].is_none() {
-            world.start_host(place);
-        }
+        world.start_host(place);
     }
     for place in 0..world.story.workers {
-        if world.hands.borrow()[place].is_none() {
-            world.start_worker(place).await;
-        }
+        world.start_worker(place).await;
     }
+}
+
+/// Everything but the database is killed at once and begins again.
+async fn lose_power(world: &World, rng: &mut fastrand::Rng) {
+    let (dark, unreadable) = (Duration::from_millis(rng.u64(1..3_000)), rng.u8(0..4) > 0);
+    world.diary.write(format_args!("the power fails for {dark:?}"));
+    world.diary.reached("PowerCut");
+    world.diary.disturbed();
+    for place in 0..world.story.hosts {
+        let host = world.stage.hosts.lock().unwrap()[place].take();
+        if let Some(host) = host {
+            host.kill();
+        }
+        world.stage.cut_off(place);
+    }
+    for hand in world.hands.borrow_mut().iter_mut() {
+        drop(hand.take());
+    }
+    world.stage.weather.lock().unwrap().unreadable = unreadable;
+    sleep(dark).await;
+    for place in 0..world.story.hosts {
+        world.start_host(place);
+    }
+    for place in 0..world.story.workers {
+        world.start_worker(place).await;
+    }
+    // Until the shards have been taken again, and some time longer.
+    sleep(Duration::from_millis(rng.u64(4_000..9_000))).await;
+    world.stage.weather.lock().unwrap().unreadable = false;
+    world.diary.disturbed();
 }
 
 /// Takes down which runs are open.
@@ -111,6 +141,10 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             // Long enough for another to take over, or not quite.
             let lasts = Duration::from_millis(rng.u64(2_000..20_000));
             return Some(tokio::task::spawn_local(async move { own.cut_host(lasts).await }));
+        }
+        Trouble::PowerCut => {
+            let mut rng = rng.fork();
+            return Some(tokio::task::spawn_local(async move { lose_power(&own, &mut rng).await }));
         }
         Trouble::CutWorker => {
             let place = rng.usize(0..world.story.workers);

@@ -60,9 +60,9 @@ impl Stage {
         host.accept(server)?;
         self.diary.write(format_args!("a connection to host {place}"));
         let is_rough = self.weather.lock().unwrap().rough;
-        if worker.is_some() && is_rough && self.story.has(Trouble::BreakLink) && rng.u8(0..4) == 0 {
+        if worker.is_some() && is_rough && self.story.has(Trouble::BreakLink) && rng.u8(0..3) == 0 {
             // Just when the worker has said that it is there, and gets what has waited for it.
-            link.cut_behind(rng.u32(1..8));
+            link.cut_behind(rng.u32(1..5));
         }
         if matches!(caller, Caller::Anybody) && hosts.len() > 1 {
             // Whoever is with a server that does not own a shard must come to the other one.

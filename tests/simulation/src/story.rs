@@ -45,6 +45,8 @@ pub enum Trouble {
     CutWorker,
     /// The database answers no reads for a while.
     Unreadable,
+    /// All servers and workers are killed at once, and the database takes its time to come back.
+    PowerCut,
 }
 
 impl Trouble {
@@ -67,7 +69,7 @@ impl Trouble {
         Self::Rewind,
     ];
     /// Those that came later.
-    pub const LATER: [Self; 3] = [Self::CutHost, Self::CutWorker, Self::Unreadable];
+    pub const LATER: [Self; 4] = [Self::CutHost, Self::CutWorker, Self::Unreadable, Self::PowerCut];
 }
 
 /// Everything about a world that a seed decides before it begins.
@@ -99,6 +101,8 @@ pub struct Story {
     pub odds: u32,
     /// How much longer each call of the database takes at most, also when all is well.
     pub slow: Duration,
+    /// How much longer the reply of a read takes at most, also when all is well.
+    pub slow_reads: Duration,
     /// Longest way of a message.
     pub delay: Duration,
     /// Bytes of idle runs that a lane keeps in memory.
@@ -155,6 +159,7 @@ impl Story {
             every: Duration::from_secs(rng.u64(3..60)),
             odds: [6, 20, 100][rng.usize(0..3)],
             slow: Duration::from_millis([0, 0, 50, 400][later.usize(0..4)]),
+            slow_reads: Duration::from_millis([0, 0, 3_000][later.usize(0..3)]),
             delay: Duration::from_micros([100, 2_000, 20_000][rng.usize(0..3)]),
             cache_bytes: bytes(&mut rng),
             waiting_bytes: bytes(&mut rng),
@@ -196,6 +201,9 @@ impl Story {
         }
         if self.away > 0 {
             all.push(Self { away: 0, ..self.clone() });
+        }
+        if !self.slow_reads.is_zero() {
+            all.push(Self { slow_reads: Duration::ZERO, ..self.clone() });
         }
         if !self.slow.is_zero() {
             all.push(Self { slow: Duration::ZERO, ..self.clone() });

@@ -38,6 +38,7 @@ pub(crate) const SOMETIMES: &[&str] = &[
     "CutWorker",
     "FreezeHost",
     "Outage",
+    "PowerCut",
     "Read refused",
     "ReadOnly",
     "Renew refused",

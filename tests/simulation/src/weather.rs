@@ -65,6 +65,9 @@ pub(crate) fn plan(
         Duration::from_micros(rng.u64(50..4_000)) + (story.slow + weather.slow).mul_f64(rng.f64())
     };
     let mut plan = Plan { before: way(rng), after: way(rng), fault: None };
+    if kind == CallKind::Read {
+        plan.after += story.slow_reads.mul_f64(rng.f64());
+    }
     if weather.refuses(kind, place) {
         plan.fault = Some(Fault::Refuse);
         return plan;

@@ -221,8 +221,11 @@ impl World {
         self.born.get()
     }
 
-    /// A server process begins.
+    /// A server process begins, unless there is one.
     pub(crate) fn start_host(&self, place: usize) {
+        if self.stage.hosts.lock().unwrap()[place].is_some() {
+            return;
+        }
         let birth = self.next_birth();
         let store = self.database.connect();
         let mut rng = chance(self.story.seed, format_args!("store {birth}"));
@@ -245,8 +248,11 @@ impl World {
         self.diary.write(format_args!("host {place} starts as {birth}"));
     }
 
-    /// A worker process begins.
+    /// A worker process begins, unless there is one.
     pub(crate) async fn start_worker(&self, place: usize) {
+        if self.hands.borrow()[place].is_some() {
+            return;
+        }
         let birth = self.next_birth();
         let seed = chance(self.story.seed, format_args!("worker {birth}")).u64(..);
         let name = format!("worker-{place}-{birth}");
