@@ -25,7 +25,11 @@ use onward_programs::{
 };
 use onward_proto::Timestamp;
 use onward_server::store::MemoryStore;
-use tokio::{sync::broadcast, task::LocalSet, time::timeout};
+use tokio::{
+    sync::broadcast,
+    task::LocalSet,
+    time::{sleep, timeout},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -42,6 +46,8 @@ const DAWN_US: i64 = 1_790_000_000_000_000;
 /// A program that takes so much longer than its own timers, once nothing goes wrong any more, has
 /// been lost.
 const PATIENCE: Duration = Duration::from_mins(30);
+/// Once nobody waits for an answer any more, nothing is under way after this time.
+const SETTLES: Duration = Duration::from_secs(30);
 /// Notes that somebody who waits for one of a certain run may be behind.
 const HAPPENINGS: usize = 256;
 pub(crate) const QUEUE: &str = "programs";
@@ -208,6 +214,8 @@ impl World {
             }
         };
         let in_time = timeout(patience, all).await.is_ok();
+        // What somebody has given up on may still be carried out.
+        sleep(SETTLES).await;
         let played = world.judge(in_time).await;
         world.hands.borrow_mut().clear();
         for host in world.stage.hosts.lock().unwrap().drain(..).flatten() {
