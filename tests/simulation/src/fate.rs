@@ -7,7 +7,7 @@ use onward_proto::{DEFAULT_NAMESPACE, v1::WorkflowStatus};
 use onward_server::store::{ListRuns, Store as _};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{diary::chance, story::Trouble, weather::Weather, world::World};
@@ -15,7 +15,11 @@ use crate::{diary::chance, story::Trouble, weather::Weather, world::World};
 /// Lets the story's troubles happen for as long as it lasts, then mends everything.
 pub(crate) async fn befall(world: &Rc<World>) {
     let mut rng = chance(world.story.seed, "fate");
-    let end = Instant::now() + world.story.lasts;
+    // What is lost in the last of all troubles no later one brings back.
+    let ends_dark = world.story.has(Trouble::PowerCut) && rng.bool();
+    let lasts = world.story.lasts;
+    let lasts = if ends_dark { lasts.mul_f64(0.1 + 0.5 * rng.f64()) } else { lasts };
+    let end = Instant::now() + lasts;
     let troubles: Vec<_> = world.story.troubles.iter().copied().collect();
     let mut under_way = Vec::new();
     while Instant::now() < end {
@@ -29,12 +33,12 @@ pub(crate) async fn befall(world: &Rc<World>) {
     for trouble in under_way {
         drop(trouble.await);
     }
-    if world.story.has(Trouble::PowerCut) && rng.bool() {
-        // What is lost in the last of all troubles no later one brings back.
+    if ends_dark {
         lose_power(world, &mut rng).await;
     }
     *world.stage.weather.lock().unwrap() = Weather::default();
     world.database.set_read_only(false);
+    world.stage.shaky_workers.lock().unwrap().clear();
     let places = world.stage.hosts.lock().unwrap().len();
     for place in 0..places {
         world.start_host(place);
@@ -44,9 +48,16 @@ pub(crate) async fn befall(world: &Rc<World>) {
     }
 }
 
+/// The power fails within this time, when somebody is at work.
+const AT_WORK: Duration = Duration::from_secs(20);
+
 /// Everything but the database is killed at once and begins again.
 async fn lose_power(world: &World, rng: &mut fastrand::Rng) {
     let (dark, unreadable) = (Duration::from_millis(rng.u64(1..3_000)), rng.u8(0..4) > 0);
+    // In the middle of something, if anything happens.
+    let mut happens = world.happens.subscribe();
+    let _ = timeout(AT_WORK, happens.recv()).await;
+    sleep(Duration::from_micros(rng.u64(1..50_000))).await;
     world.diary.write(format_args!("the power fails for {dark:?}"));
     world.diary.reached("PowerCut");
     world.diary.disturbed();
@@ -147,17 +158,21 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             return Some(tokio::task::spawn_local(async move { lose_power(&own, &mut rng).await }));
         }
         Trouble::CutWorker => {
-            let place = rng.usize(0..world.story.workers);
+            // One of them, or all.
+            let all = rng.u8(0..3) == 0;
+            let workers = world.story.workers;
+            let place = rng.usize(0..workers);
+            let places = if all { 0..workers } else { place..place + 1 };
             // Half of them just longer than what is out waits for its worker.
             let lasts = if rng.bool() { 10_000..15_000 } else { 1..30_000 };
             let lasts = Duration::from_millis(rng.u64(lasts));
-            diary.write(format_args!("worker {place} reaches nobody for {lasts:?}"));
+            diary.write(format_args!("workers {places:?} reach nobody for {lasts:?}"));
             diary.reached(format!("{trouble:?}"));
             diary.disturbed();
-            own.stage.cut_worker(place, true);
+            places.clone().for_each(|place| own.stage.cut_worker(place, true));
             return Some(tokio::task::spawn_local(async move {
                 sleep(lasts).await;
-                own.stage.cut_worker(place, false);
+                places.for_each(|place| own.stage.cut_worker(place, false));
                 own.diary.disturbed();
             }));
         }

@@ -32,6 +32,8 @@ pub(crate) struct Stage {
     pub(crate) weather: Mutex<Weather>,
     /// Workers who reach no server, by their places.
     pub(crate) cut_workers: Mutex<BTreeSet<usize>>,
+    /// Workers who have just come back: what they are connected by breaks at once.
+    pub(crate) shaky_workers: Mutex<BTreeSet<usize>>,
     pub(crate) rng: Mutex<fastrand::Rng>,
 }
 
@@ -59,8 +61,9 @@ impl Stage {
         let (link, client, server) = Link::lay(way, self.story.delay, &self.diary, &mut rng);
         host.accept(server)?;
         self.diary.write(format_args!("a connection to host {place}"));
-        let is_rough = self.weather.lock().unwrap().rough;
-        if worker.is_some() && is_rough && self.story.has(Trouble::BreakLink) && rng.u8(0..3) == 0 {
+        if let Some(worker) = worker
+            && self.is_shaky(worker, &mut rng)
+        {
             // Just when the worker has said that it is there, and gets what has waited for it.
             link.cut_behind(rng.u32(1..5));
         }
@@ -85,6 +88,18 @@ impl Stage {
         }
     }
 
+    fn is_shaky(&self, worker: usize, rng: &mut fastrand::Rng) -> bool {
+        let mut shaky = self.shaky_workers.lock().unwrap();
+        if shaky.contains(&worker) {
+            if rng.u8(0..3) == 0 {
+                shaky.remove(&worker);
+            }
+            return true;
+        }
+        let is_rough = self.weather.lock().unwrap().rough;
+        is_rough && self.story.has(Trouble::BreakLink) && rng.u8(0..3) == 0
+    }
+
     /// From now on a worker reaches no server, or does so again.
     pub(crate) fn cut_worker(&self, place: usize, is_cut: bool) {
         let mut cut = self.cut_workers.lock().unwrap();
@@ -94,6 +109,7 @@ impl Stage {
             links.iter().filter(|link| link.way.worker == Some(place)).for_each(Link::cut);
         } else {
             cut.remove(&place);
+            self.shaky_workers.lock().unwrap().insert(place);
         }
     }
 }

@@ -159,6 +159,7 @@ impl World {
             hosts: Mutex::default(),
             links: Mutex::default(),
             cut_workers: Mutex::default(),
+            shaky_workers: Mutex::default(),
             weather: Mutex::new(Weather { rough: true, ..Weather::default() }),
             rng: Mutex::new(chance(story.seed, "network")),
             story: story.clone(),

@@ -164,7 +164,6 @@ impl Lane {
         }
         if self.session(session.id()).is_none() {
             if SeededBug::OfferLost.is_on() {
-                eprintln!("XXX lost");
                 return;
             }
             // It ended after it was matched, and its loss may have been handled already.
