@@ -8,6 +8,9 @@ pub(crate) struct Args {
     /// One of them, by its code (`B08`) or its name (`LateAttempt`); all without it.
     #[arg(long)]
     bug: Option<String>,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// Stories to play before a bug counts as not found.
     #[arg(long, default_value_t = 2_000)]
     seeds: u64,
@@ -29,6 +32,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     again.args(["run", "--locked", "--quiet", "--package", "xtask"]);
     // Apart from everything else: no other build may find these.
     again.args(["--features", "seeded-bugs", "--target-dir", "target/seeded-bugs", "--", "seeded"]);
+    again.args(["--seed", &args.seed.to_string()]);
     again.args(["--seeds", &args.seeds.to_string(), "--seconds", &args.seconds.to_string()]);
     again.args(args.threads.iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]));
     again.args(args.bug.iter().flat_map(|bug| ["--bug", bug]));
@@ -60,7 +64,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         match hunt(*bug, args) {
             Some((seed, wrong)) => {
                 println!("{} {bug:?}: found by the simulation at seed {seed}: {wrong}", bug.code());
-                seeds.push(seed);
+                seeds.push(seed - args.seed + 1);
             }
             None => println!("{} {bug:?}: NOT FOUND", bug.code()),
         }
@@ -81,7 +85,7 @@ fn hunt(bug: onward_proto::SeededBug, args: &Args) -> Option<(u64, String)> {
 
     SeededBug::turn_on(Some(bug));
     let suite = Suite {
-        first: 1,
+        first: args.seed,
         seeds: args.seeds,
         within: Some(Duration::from_secs(args.seconds)),
         threads: args.threads.unwrap_or_else(crate::sim::cores),
@@ -90,7 +94,8 @@ fn hunt(bug: onward_proto::SeededBug, args: &Args) -> Option<(u64, String)> {
     let failure = suite.run().failure;
     SeededBug::turn_on(None);
     failure.map(|failure| {
-        let wrong: String = failure.wrong.chars().take(WRONG).collect();
+        let wrong = failure.wrong.lines().next().unwrap_or_default();
+        let wrong: String = wrong.chars().take(WRONG).collect();
         (failure.story.seed, wrong)
     })
 }
