@@ -24,16 +24,12 @@ pub enum SeededBug {
     ForgetRequests = 5,
     /// The horizon of deadlines that were read ahead is raised when they are here, not before.
     RaiseHorizonLate = 6,
-    /// The estimate of the database's clock runs back when that steps back.
-    ClockRunsBack = 7,
     /// An attempt that no longer counts ends its activity.
     LateAttempt = 8,
     /// A list of hot runs that cannot be read is taken for an empty one.
     SwallowListing = 9,
     /// A run closes over signals that its code has not seen.
     CloseOverSignals = 11,
-    /// Signals that were held are let go in the wrong order.
-    HeldInReverse = 12,
     /// A batch whose outcome is unknown is taken to be in.
     AssumeLanded = 14,
     /// Work is lost when the worker that takes it goes away.
@@ -68,18 +64,16 @@ pub enum SeededBug {
 
 impl SeededBug {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 24] = [
         Self::AnswerBeforeCommit,
         Self::CommitWithoutFence,
         Self::TakeAtSight,
         Self::ServeWithoutLease,
         Self::ForgetRequests,
         Self::RaiseHorizonLate,
-        Self::ClockRunsBack,
         Self::LateAttempt,
         Self::SwallowListing,
         Self::CloseOverSignals,
-        Self::HeldInReverse,
         Self::AssumeLanded,
         Self::OfferLost,
         Self::CancelOrder,

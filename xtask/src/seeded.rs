@@ -8,6 +8,9 @@ pub(crate) struct Args {
     /// One of them, by its code (`B08`) or its name (`LateAttempt`); all without it.
     #[arg(long)]
     bug: Option<String>,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// Stories to play before a bug counts as not found.
     #[arg(long, default_value_t = 2_000)]
     seeds: u64,
@@ -17,6 +20,9 @@ pub(crate) struct Args {
     /// Has the stories on a simulated network find them, in place of the simulation's.
     #[arg(long)]
     network: bool,
+    /// Worlds that are played beside each other; one for each core by default.
+    #[arg(long)]
+    threads: Option<usize>,
 }
 
 /// Goes on in a build that has the bugs.
@@ -29,8 +35,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     again.args(["run", "--locked", "--quiet", "--package", "xtask"]);
     // Apart from everything else: no other build may find these.
     again.args(["--features", "seeded-bugs", "--target-dir", "target/seeded-bugs", "--", "seeded"]);
+    again.args(["--seed", &args.seed.to_string()]);
     again.args(["--seeds", &args.seeds.to_string(), "--seconds", &args.seconds.to_string()]);
     again.args(args.network.then_some("--network"));
+    again.args(args.threads.iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]));
     again.args(args.bug.iter().flat_map(|bug| ["--bug", bug]));
     match again.status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
@@ -65,7 +73,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         match hunt(*bug, args) {
             Some((seed, wrong)) => {
                 println!("{} {bug:?}: found by the {layer} at seed {seed}: {wrong}", bug.code());
-                seeds.push(seed);
+                seeds.push(seed - args.seed + 1);
             }
             None => println!("{} {bug:?}: NOT FOUND", bug.code()),
         }
@@ -82,23 +90,24 @@ fn hunt<T: onward_simulation::Tale>(
     bug: onward_proto::SeededBug,
     args: &Args,
 ) -> Option<(u64, String)> {
-    use std::{num::NonZero, thread, time::Duration};
+    use std::time::Duration;
 
     use onward_proto::SeededBug;
     use onward_simulation::Suite;
 
     SeededBug::turn_on(Some(bug));
     let suite = Suite {
-        first: 1,
+        first: args.seed,
         seeds: args.seeds,
         within: Some(Duration::from_secs(args.seconds)),
-        threads: thread::available_parallelism().map_or(1, NonZero::get),
+        threads: args.threads.unwrap_or_else(crate::sim::cores),
         shrink: false,
     };
     let failure = suite.run::<T>().failure;
     SeededBug::turn_on(None);
     failure.map(|failure| {
-        let wrong: String = failure.wrong.chars().take(WRONG).collect();
+        let wrong = failure.wrong.lines().next().unwrap_or_default();
+        let wrong: String = wrong.chars().take(WRONG).collect();
         (failure.story.seed(), wrong)
     })
 }

@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// Begin no further one after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Worlds that are played beside each other; one for each core by default.
+    #[arg(long)]
+    threads: Option<usize>,
     /// How often each rule of the checker was looked at, and what was reached.
     #[arg(long)]
     verbose: bool,
@@ -26,7 +29,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         first: args.seed,
         seeds: args.seeds.unwrap_or(1),
         within: args.seconds.map(Duration::from_secs),
-        threads: thread::available_parallelism().map_or(1, NonZero::get),
+        threads: args.threads.unwrap_or_else(cores),
         shrink: true,
     };
     println!("sim: seeds {}..={}", suite.first, suite.first + suite.seeds - 1);
@@ -45,6 +48,11 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
     println!("{summary}");
     if wrong.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// How many worlds can be played at once.
+pub(crate) fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// From so many seeds on, everything has to be reached.

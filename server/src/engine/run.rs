@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use onward_proto::{
-    NamespaceId, RequestId, RunId, Timestamp,
+    NamespaceId, RequestId, RunId, SeededBug, Timestamp,
     v1::{
         AcceptedRequest, HistoryEvent, JournalRow, Payload, PendingActivity, WorkflowOutcome,
         WorkflowStatus, WorkflowTaskFailureCause, history_event::Attributes,
@@ -167,6 +167,9 @@ impl Run {
         if run.is_closed() {
             // The close has written the whole window, and the journal tells of more than that.
             run.requests = stored.requests;
+        }
+        if SeededBug::ForgetRequests.is_on() {
+            run.requests = Requests::default();
         }
         if run.next_event_id == 1 {
             return Err(Unreadable::new("the journal is empty"));

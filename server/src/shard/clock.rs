@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onward_proto::{SeededBug, Timestamp};
+use onward_proto::Timestamp;
 
 /// An estimate of the database's clock that never runs ahead of it and never runs back.
 ///
@@ -28,9 +28,7 @@ impl DatabaseClock {
 
     /// Takes a newer reply in.
     pub fn sync(&mut self, database: Timestamp, sent: Duration, received: Duration) {
-        if !SeededBug::ClockRunsBack.is_on() {
-            self.floor = self.earliest(received);
-        }
+        self.floor = self.earliest(received);
         self.database = database;
         self.received = received;
         self.error = received.saturating_sub(sent);

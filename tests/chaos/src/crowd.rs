@@ -11,7 +11,7 @@ use std::{
 
 use onward::Client;
 use onward_checker::log::Ending;
-use onward_programs::{Book, Customer, Finish, Order, Pace, Program};
+use onward_programs::{Besides, Book, Customer, Finish, Order, Pace, Program};
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
@@ -172,8 +172,10 @@ pub(crate) fn customer(name: String, client: Client, book: Book) -> Customer {
         start: Duration::ZERO,
         next: Duration::from_secs(1),
         look: Duration::from_millis(300),
+        again: Duration::from_millis(300),
     };
-    Customer { name, client, queue: QUEUE.to_owned(), book, pace }
+    let besides = Besides::default();
+    Customer { name, client, queue: QUEUE.to_owned(), book, pace, besides }
 }
 
 fn program(rng: &mut fastrand::Rng) -> Program {

@@ -8,7 +8,7 @@ use crate::{
     judge::Report,
     log::{
         Batch, Call, Conflict, End, Ending, Execution, JournalRow, Listed, Operation, Outcome,
-        Read, Refusal, Replay, Reply, Reuse, Run, Snapshot, Wait, Wake, fingerprint,
+        Read, Refusal, Replay, Reply, Reuse, Run, Shown, Snapshot, Wait, Wake, fingerprint,
     },
     rules::RULES,
 };
@@ -123,12 +123,14 @@ fn operation(process: &str, workflow_id: &str, at: u64, request: u128, call: Cal
 }
 
 fn ok(mut operation: Operation, run_id: u128, started: bool) -> Operation {
-    operation.outcome = Outcome::Ok(Reply { run_id: uuid(run_id), started, status: None });
+    operation.outcome = Outcome::Ok(Reply { run_id: uuid(run_id), started, shown: None });
     operation
 }
 
 fn shows(mut operation: Operation, run_id: u128, status: WorkflowStatus) -> Operation {
-    let reply = Reply { run_id: uuid(run_id), started: false, status: Some(status) };
+    let (events, closed_at_us) = if status == WorkflowStatus::Running { (2, 0) } else { (2, 11) };
+    let shown = Shown { status, events, closed_at_us };
+    let reply = Reply { run_id: uuid(run_id), started: false, shown: Some(shown) };
     operation.outcome = Outcome::Ok(reply);
     operation
 }

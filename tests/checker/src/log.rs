@@ -140,8 +140,19 @@ pub struct Reply {
     pub run_id: Uuid,
     /// For a start, whether it made that run.
     pub started: bool,
-    /// For a look, the status that it showed.
-    pub status: Option<WorkflowStatus>,
+    /// For a look, what it showed.
+    pub shown: Option<Shown>,
+}
+
+/// What a look showed of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// Its status.
+    pub status: WorkflowStatus,
+    /// The length of its history.
+    pub events: u64,
+    /// When it closed, by the database's clock; 0 while it is open.
+    pub closed_at_us: i64,
 }
 
 /// Why a request was not applied.

@@ -4,7 +4,7 @@ use std::{io, rc::Rc, sync::Arc, time::Duration};
 
 use onward::{Client, Env as WorkerEnv, Worker};
 use onward_checker::log::Ending;
-use onward_programs::{Customer, Order, Pace, Tools, interpret, notes::Notebook, work};
+use onward_programs::{Besides, Customer, Order, Pace, Tools, interpret, notes::Notebook, work};
 use onward_server::{
     BuildInfo,
     engine::Limits,
@@ -125,9 +125,11 @@ fn customer(world: &World, place: usize, name: String, patience: Duration) -> Cu
         name,
         queue: QUEUE.to_owned(),
         book: world.book.clone(),
+        besides: Besides::default(),
         pace: Pace {
             start: world.story.lasts / 2,
             next: world.story.lasts / 8,
+            again: world.story.lasts / 16,
             look: Duration::from_secs(2),
         },
     }

@@ -19,9 +19,9 @@ use onward_programs::{Book, Program, evidence::why_open, notes};
 use onward_proto::Timestamp;
 use onward_server::{shard::Node, store::MemoryStore};
 use onward_simulation::{
-    Diary, Played, chance, evidence, forget_panics,
+    Diary, Played, chance, evidence,
     notebook::{self, Notes, Pen},
-    panics,
+    take_panics,
 };
 use tokio::sync::watch;
 use turmoil::Sim;
@@ -128,7 +128,7 @@ pub(crate) struct World {
 
 /// Plays a story on this thread.
 pub(crate) fn play(story: &Story) -> Played {
-    forget_panics();
+    take_panics();
     let world = World::new(story);
     let played = world.play();
     notebook::close();
@@ -212,10 +212,6 @@ impl World {
             let ending = Ending { workflow_id: "?".to_owned(), wrong };
             Log { endings: vec![ending], ..Log::default() }
         });
-        if panics() > 0 {
-            let wrong = Some(format!("{} panics", panics()));
-            log.endings.push(Ending { workflow_id: "?".to_owned(), wrong });
-        }
         log.snapshots = self.snapshots.take();
         log.disturbances = self.diary.disturbances();
         evidence::count(&log, &self.diary);
@@ -224,6 +220,7 @@ impl World {
             trace: self.diary.trace(),
             counts: self.diary.counts(),
             virtual_time: net.elapsed(),
+            panics: take_panics(),
         }
     }
 
@@ -268,7 +265,7 @@ impl World {
         }
         let mut log = found.take().expect("the loop ends with it");
         // Runs that still go on have their notes as well: these are read last.
-        (log.executions, log.waits) = notes::assemble(self.notes.lock().unwrap().drain(..));
+        (log.executions, log.waits) = notes::assemble(self.notes.drain());
         for run in &log.runs {
             self.diary.write(format_args!(
                 "{} {} {:?}: {} rows, {} events",

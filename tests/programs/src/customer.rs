@@ -1,21 +1,22 @@
 //! Clients: they start programs, send what those wait for, and take down every answer.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use onward::{Client, Code, RpcError};
 use onward_checker::log::{
-    Call, Conflict, Ending, Operation, Outcome, Read, Refusal, Reply, Reuse, fingerprint,
+    Call, Conflict, Ending, Operation, Outcome, Read, Refusal, Reply, Reuse, Shown, fingerprint,
 };
+use onward_proto::RunId;
 use onward_proto::v1::{
     self, HistoryEvent, WorkflowOutcome, WorkflowStatus, history_event::Attributes,
 };
-use tokio::time::sleep;
+use onward_server::store::Store;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::{
+    besides::Besides,
+    book::Book,
     interpreter::gate_name,
     judge::{Ended, Seen},
     program::{Finish, Program},
@@ -30,53 +31,8 @@ pub struct Pace {
     pub next: Duration,
     /// Between two looks at how far a run has come.
     pub look: Duration,
-}
-
-/// Where customers take down what they asked and were told.
-#[derive(Clone)]
-pub struct Book {
-    clock: Arc<dyn Fn() -> u64 + Send + Sync>,
-    pages: Arc<Mutex<Pages>>,
-}
-
-#[derive(Debug, Default)]
-struct Pages {
-    operations: Vec<Operation>,
-    reads: Vec<Read>,
-    endings: Vec<Ending>,
-}
-
-impl std::fmt::Debug for Book {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Book").finish_non_exhaustive()
-    }
-}
-
-impl Book {
-    /// An empty book that tells time by this clock, in microseconds.
-    pub fn new(clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self { clock: Arc::new(clock), pages: Arc::default() }
-    }
-
-    /// The time.
-    pub fn now_us(&self) -> u64 {
-        (self.clock)()
-    }
-
-    /// All that is in it, which it then no longer holds.
-    pub fn take(&self) -> (Vec<Operation>, Vec<Read>, Vec<Ending>) {
-        let pages = std::mem::take(&mut *self.pages.lock().unwrap());
-        (pages.operations, pages.reads, pages.endings)
-    }
-
-    /// Takes down what became of something.
-    pub fn ending(&self, ending: Ending) {
-        self.pages.lock().unwrap().endings.push(ending);
-    }
-
-    fn operation(&self, operation: Operation) {
-        self.pages.lock().unwrap().operations.push(operation);
-    }
+    /// Longest wait before a request is made again.
+    pub again: Duration,
 }
 
 /// A run to be started, and what is to come of it.
@@ -101,7 +57,14 @@ pub struct Customer {
     pub book: Book,
     /// How quickly it acts.
     pub pace: Pace,
+    /// What else it knows and does.
+    pub besides: Besides,
 }
+
+/// Looks at a run, of one who looks again whenever something happens in it.
+const LOOKS: u32 = 12;
+/// Who noticed that something happens in a run acts within this time.
+const AT_ONCE: Duration = Duration::from_millis(30);
 
 impl Customer {
     /// Waits until the server has been seen: a client that never saw one gives up at once.
@@ -127,9 +90,41 @@ impl Customer {
     async fn serve(&self, order: &Order, rng: &mut fastrand::Rng) -> Result<(), String> {
         let run_id = self.start(order, rng).await?;
         let id = &order.workflow_id;
+        match &self.besides.away {
+            Some(store) if order.program.needs_nobody() => {
+                self.stay_away(store.as_ref(), run_id).await?;
+            }
+            _ => self.attend(order, run_id, rng).await?,
+        }
+        let ended = self.result(id, run_id).await?;
+        order.program.judge(&ended)?;
+        self.read(id, run_id).await
+    }
+
+    /// Waits until the run has closed without a word to any server.
+    async fn stay_away(&self, store: &dyn Store, run_id: Uuid) -> Result<(), String> {
+        let run_id = RunId::from_wire(&bytes(run_id)).map_err(|error| error.to_string())?;
+        loop {
+            let row = store.read_run(run_id).await.map_err(|error| error.to_string())?;
+            let row = row.ok_or("its run is gone")?;
+            if row.status != WorkflowStatus::Running {
+                return Ok(());
+            }
+            sleep(self.pace.look).await;
+        }
+    }
+
+    /// Sends what a run waits for, and more than that; looks on meanwhile.
+    async fn attend(
+        &self,
+        order: &Order,
+        run_id: Uuid,
+        rng: &mut fastrand::Rng,
+    ) -> Result<(), String> {
+        let id = &order.workflow_id;
         // The senders go on beside each other; each one's signals come in its own order.
-        let (mut news_rng, mut noise_rng) = (rng.fork(), rng.fork());
-        let watches = rng.u8(0..3) == 0;
+        let (mut news_rng, mut noise_rng, mut look_rng) = (rng.fork(), rng.fork(), rng.fork());
+        let (watches, looks) = (rng.u8(0..3) == 0, rng.bool());
         let news = async {
             for value in 1..=order.program.receives() {
                 sleep(up_to(&mut news_rng, self.pace.next)).await;
@@ -139,8 +134,10 @@ impl Customer {
         };
         let noise = async {
             let sender = Self { name: format!("{}-noise", self.name), ..self.clone() };
-            for value in 1..=order.program.unread {
-                sleep(up_to(&mut noise_rng, self.pace.next)).await;
+            // Who notices what happens in the run is heard when it is about to go on, or to end.
+            let each = if self.besides.cue.is_some() { 4 } else { 1 };
+            for value in 1..=each * order.program.unread {
+                self.wait(run_id, &mut noise_rng).await;
                 // The run may have closed by then.
                 let _ = sender.signal(id, run_id, "noise", value, &mut noise_rng).await;
             }
@@ -158,15 +155,38 @@ impl Customer {
         };
         // Somebody looks on from the beginning, or reads what happened when it has.
         let watch = async { if watches { self.read(id, run_id).await } else { Ok(()) } };
-        let (sent, (), stopped, watched) = tokio::join!(news, noise, stop, watch);
+        let look = async {
+            let looker = Self { name: format!("{}-looks", self.name), ..self.clone() };
+            let looks = if looks && self.besides.cue.is_some() { LOOKS } else { 0 };
+            for _ in 0..looks {
+                self.wait(run_id, &mut look_rng).await;
+                if looker.describe(id).await.is_some_and(|shown| shown != WorkflowStatus::Running) {
+                    break;
+                }
+            }
+        };
+        let (sent, (), stopped, watched, ()) = tokio::join!(news, noise, stop, watch, look);
         watched?;
         // A run whose time was up before that needs neither.
         if !matches!(order.program.finish, Finish::UntilTimedOut { .. }) {
             sent.and(stopped)?;
         }
-        let ended = self.result(id, run_id).await?;
-        order.program.judge(&ended)?;
-        self.read(id, run_id).await
+        Ok(())
+    }
+
+    /// Waits for the next thing to do: some time, or just until something happens in the run.
+    async fn wait(&self, run_id: Uuid, rng: &mut fastrand::Rng) {
+        let (some_time, at_once) = (up_to(rng, self.pace.next), up_to(rng, AT_ONCE));
+        let Some(cue) = &self.besides.cue else { return sleep(some_time).await };
+        let skips = rng.u8(0..3);
+        let happens = async {
+            for _ in 0..=skips {
+                cue.come(run_id).await;
+            }
+        };
+        if timeout(some_time, happens).await.is_ok() {
+            sleep(at_once).await;
+        }
     }
 
     /// Asks for a start until it is known what came of it.
@@ -194,7 +214,10 @@ impl Customer {
         .map_err(|error| format!("its start: {error}"))
     }
 
-    async fn started(&self, request: &v1::StartWorkflowRequest) -> Result<(Uuid, bool), RpcError> {
+    pub(crate) async fn started(
+        &self,
+        request: &v1::StartWorkflowRequest,
+    ) -> Result<(Uuid, bool), RpcError> {
         let answer = self.client.call(request, |mut service, request| async move {
             service.start_workflow(request).await
         });
@@ -253,7 +276,7 @@ impl Customer {
         .map_err(|error| format!("its cancel request: {error}"))
     }
 
-    async fn terminate(
+    pub(crate) async fn terminate(
         &self,
         workflow_id: &str,
         run_id: Option<Uuid>,
@@ -278,7 +301,7 @@ impl Customer {
     }
 
     /// Makes a request, and now and then the same one again.
-    async fn twice<F, Fut>(
+    pub(crate) async fn twice<F, Fut>(
         &self,
         rng: &mut fastrand::Rng,
         workflow_id: &str,
@@ -293,11 +316,14 @@ impl Customer {
         let asks = 1 + u32::from(rng.u8(0..4) == 0);
         let mut first = None;
         for n in 0..asks {
+            if n > 0 {
+                sleep(up_to(rng, self.pace.again)).await;
+            }
             let began_us = self.book.now_us();
-            let answer = ask().await;
+            let answer = self.patiently(ask()).await;
             let outcome = match &answer {
                 Ok((run_id, started)) => {
-                    Outcome::Ok(Reply { run_id: *run_id, started: *started, status: None })
+                    Outcome::Ok(Reply { run_id: *run_id, started: *started, shown: None })
                 }
                 Err(error) => outcome_of(error),
             };
@@ -315,8 +341,18 @@ impl Customer {
         first.expect("it was asked once at least").map(|(run_id, _)| run_id)
     }
 
-    /// Looks at the newest run of an id.
-    async fn describe(&self, workflow_id: &str) {
+    /// Waits for an answer, but no longer than it has patience.
+    async fn patiently<T>(
+        &self,
+        answer: impl Future<Output = Result<T, RpcError>>,
+    ) -> Result<T, RpcError> {
+        let Some(patience) = self.besides.patience else { return answer.await };
+        let given_up = |_| Err(RpcError::new(Code::DeadlineExceeded, "nobody answers"));
+        timeout(patience, answer).await.unwrap_or_else(given_up)
+    }
+
+    /// Looks at the newest run of an id, and tells how it stands.
+    pub(crate) async fn describe(&self, workflow_id: &str) -> Option<WorkflowStatus> {
         let request = v1::DescribeWorkflowRequest {
             workflow_id: workflow_id.to_owned(),
             ..Default::default()
@@ -325,13 +361,19 @@ impl Customer {
         let answer = self.client.call(&request, |mut service, request| async move {
             service.describe_workflow(request).await
         });
-        let outcome = match answer.await {
+        let (outcome, status) = match self.patiently(answer).await {
             Ok(answer) => {
                 let info = answer.info.unwrap_or_default();
-                let (run_id, status) = (uuid(&info.run_id), Some(info.status()));
-                Outcome::Ok(Reply { run_id, started: false, status })
+                let shown = Shown {
+                    status: info.status(),
+                    events: info.history_events,
+                    closed_at_us: info.closed_at_us,
+                };
+                let run_id = uuid(&info.run_id);
+                let reply = Reply { run_id, started: false, shown: Some(shown) };
+                (Outcome::Ok(reply), Some(shown.status))
             }
-            Err(error) => outcome_of(&error),
+            Err(error) => (outcome_of(&error), None),
         };
         self.book.operation(Operation {
             process: self.name.clone(),
@@ -342,6 +384,7 @@ impl Customer {
             ended_us: self.book.now_us(),
             outcome,
         });
+        status
     }
 
     /// Waits until a run has come to the gate of a step, by its history.
@@ -400,7 +443,7 @@ impl Customer {
             }
             request.page_token = page.next_page_token;
         }
-        self.book.pages.lock().unwrap().reads.push(Read {
+        self.book.read(Read {
             run_id,
             began_us,
             ended_us: self.book.now_us(),
@@ -432,93 +475,6 @@ impl Customer {
             }
         }
     }
-
-    /// Contends with others for workflow ids: starts, ends, signals and looks, in any order.
-    pub async fn contend(&self, ids: &[String], times: u32, mut rng: fastrand::Rng) {
-        self.arrive().await;
-        for _ in 0..times {
-            sleep(up_to(&mut rng, self.pace.next)).await;
-            let id = &ids[rng.usize(0..ids.len())];
-            // What came of it is in the book.
-            let _ = match rng.u8(0..8) {
-                0..4 => self.start_as(id, &mut rng).await,
-                4 => self.terminate(id, None, &mut rng).await.map(drop),
-                _ => {
-                    self.describe(id).await;
-                    Ok(())
-                }
-            };
-        }
-    }
-
-    async fn start_as(&self, workflow_id: &str, rng: &mut fastrand::Rng) -> Result<(), String> {
-        use v1::{IdConflictPolicy as AnyConflict, IdReusePolicy as AnyReuse};
-        let (reuse, wire_reuse) = match rng.u8(0..6) {
-            0 => (Reuse::Reject, AnyReuse::Reject),
-            1 => (Reuse::AllowFailedOnly, AnyReuse::AllowFailedOnly),
-            _ => (Reuse::Allow, AnyReuse::Allow),
-        };
-        let (conflict, wire_conflict) = match rng.u8(0..3) {
-            0 => (Conflict::Fail, AnyConflict::Fail),
-            1 => (Conflict::UseExisting, AnyConflict::UseExisting),
-            _ => (Conflict::TerminateExisting, AnyConflict::TerminateExisting),
-        };
-        // Some end by themselves.
-        let finish = if rng.bool() { Finish::Return } else { Finish::UntilTerminated };
-        let program = Program { steps: Vec::new(), finish, unread: 0 };
-        let request = v1::StartWorkflowRequest {
-            workflow_id: workflow_id.to_owned(),
-            workflow_type: "interpret".to_owned(),
-            task_queue: self.queue.clone(),
-            arguments: vec![json(&program)],
-            id_reuse_policy: wire_reuse.into(),
-            id_conflict_policy: wire_conflict.into(),
-            request_id: bytes(request_id(rng)),
-            identity: self.name.clone(),
-            ..Default::default()
-        };
-        let call = Call::Start { reuse, conflict };
-        self.twice(rng, workflow_id, call, &request.request_id.clone(), || self.started(&request))
-            .await
-            .map(drop)
-            .map_err(|error| error.to_string())
-    }
-
-    /// Sends what no server may take, beside the good requests of others.
-    ///
-    /// # Errors
-    /// If one of them was not refused as it should be.
-    pub async fn pester(&self, workflow_id: &str, mut rng: fastrand::Rng) -> Result<(), String> {
-        self.arrive().await;
-        let program = Program { steps: Vec::new(), finish: Finish::Return, unread: 0 };
-        let mut request = v1::StartWorkflowRequest {
-            workflow_id: workflow_id.to_owned(),
-            workflow_type: "interpret".to_owned(),
-            task_queue: self.queue.clone(),
-            arguments: vec![json(&program)],
-            request_id: bytes(request_id(&mut rng)),
-            identity: self.name.clone(),
-            ..Default::default()
-        };
-        let what = rng.u8(0..5);
-        match what {
-            0 => request.workflow_id.clear(),
-            1 => request.workflow_id.push('\0'),
-            2 => request.workflow_id = "x".repeat(1_001),
-            3 => request.id_reuse_policy = 77,
-            _ => request.run_timeout_us = -1,
-        }
-        let call = Call::Start { reuse: Reuse::Allow, conflict: Conflict::Fail };
-        let answer = self
-            .twice(&mut rng, workflow_id, call, &request.request_id.clone(), || {
-                self.started(&request)
-            })
-            .await;
-        match answer {
-            Err(error) if error.code() == Code::InvalidArgument => Ok(()),
-            other => Err(format!("bad request {what} was answered with {other:?}")),
-        }
-    }
 }
 
 fn outcome_of(error: &RpcError) -> Outcome {
@@ -541,12 +497,12 @@ fn ended(outcome: &WorkflowOutcome) -> Result<Ended, String> {
     Ok(Ended { status, seen })
 }
 
-fn json(value: &impl serde::Serialize) -> v1::Payload {
+pub(crate) fn json(value: &impl serde::Serialize) -> v1::Payload {
     let data = serde_json::to_vec(value).expect("programs are plain data").into();
     v1::Payload { content_type: "json".to_owned(), data, ..Default::default() }
 }
 
-fn request_id(rng: &mut fastrand::Rng) -> Uuid {
+pub(crate) fn request_id(rng: &mut fastrand::Rng) -> Uuid {
     uuid::Builder::from_random_bytes(rng.u128(..).to_le_bytes()).into_uuid()
 }
 
@@ -554,10 +510,10 @@ fn uuid(bytes: &[u8]) -> Uuid {
     Uuid::from_slice(bytes).unwrap_or_default()
 }
 
-fn bytes(id: Uuid) -> prost::bytes::Bytes {
+pub(crate) fn bytes(id: Uuid) -> prost::bytes::Bytes {
     id.as_bytes().to_vec().into()
 }
 
-fn up_to(rng: &mut fastrand::Rng, most: Duration) -> Duration {
+pub(crate) fn up_to(rng: &mut fastrand::Rng, most: Duration) -> Duration {
     most.mul_f64(rng.f64())
 }

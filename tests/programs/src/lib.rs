@@ -12,6 +12,9 @@
 //! Simulation and chaos use all of it alike; only the world around it differs.
 #![allow(clippy::unwrap_used)]
 
+mod besides;
+mod book;
+mod contend;
 mod customer;
 pub mod evidence;
 mod interpreter;
@@ -19,7 +22,9 @@ mod judge;
 pub mod notes;
 mod program;
 
-pub use customer::{Book, Customer, Order, Pace};
+pub use besides::{Besides, Cue};
+pub use book::Book;
+pub use customer::{Customer, Order, Pace};
 pub use interpreter::{NEVER, ProgramError, Tools, WorkError, interpret, work};
 pub use judge::{Ended, Seen, What};
 pub use program::{Do, Fate, Finish, Program, Step, Work};

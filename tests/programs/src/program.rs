@@ -166,6 +166,13 @@ impl Program {
         section.map(|step| step.id).or(at_end.then_some(0))
     }
 
+    /// Whether it comes to its end without a word from anybody.
+    pub fn needs_nobody(&self) -> bool {
+        self.receives() == 0
+            && self.waits_for_cancel().is_none()
+            && self.finish != Finish::UntilTerminated
+    }
+
     /// How long it takes if all goes well, roughly.
     pub fn lasts_ms(&self) -> u64 {
         fn of(steps: &[Step]) -> u64 {

@@ -3,7 +3,10 @@
 use onward::Client;
 use onward_checker::log::{Batch, Call, Log, Outcome, Run};
 use onward_programs::evidence;
-use onward_proto::{RunId, v1::history_event::Attributes};
+use onward_proto::{
+    RunId,
+    v1::{HistoryEvent, history_event::Attributes},
+};
 use onward_server::store::{MemoryStore, ShardRow, Store as _};
 
 use crate::diary::Diary;
@@ -49,6 +52,9 @@ pub fn count(log: &Log, diary: &Diary) {
                 diary.reached(format!("event {}", kind(attributes)));
             }
         }
+        if is_signalled_at_end(&run.history) {
+            diary.reached("signal at the end");
+        }
         let records = run.journal.iter().flat_map(|row| &row.records);
         for _ in records {
             diary.reached("record");
@@ -57,6 +63,9 @@ pub fn count(log: &Log, diary: &Diary) {
     for operation in &log.operations {
         match (&operation.outcome, operation.call) {
             (Outcome::Ok(_), Call::Describe) => diary.reached("look"),
+            (Outcome::Ok(_), _) if operation.process.ends_with("-again") => {
+                diary.reached("asked again");
+            }
             (Outcome::Ok(_), _) => diary.reached("ack"),
             (Outcome::Refused(refusal), _) => diary.reached(format!("refused {refusal:?}")),
             (Outcome::Unknown, _) => diary.reached("unknown"),
@@ -66,6 +75,21 @@ pub fn count(log: &Log, diary: &Diary) {
         diary.reached(if execution.local { "local retry" } else { "retry" });
     }
 }
+
+/// Whether a signal came when the run was about to end by itself.
+fn is_signalled_at_end(history: &[HistoryEvent]) -> bool {
+    let Some(last) = history.last() else { return false };
+    matches!(
+        last.attributes,
+        Some(Attributes::WorkflowExecutionCompleted(_) | Attributes::WorkflowExecutionFailed(_))
+    ) && history.iter().any(|event| {
+        matches!(event.attributes, Some(Attributes::SignalReceived(_)))
+            && last.time_us - event.time_us < AT_END_US
+    })
+}
+
+/// So long before its end a run is about to end.
+const AT_END_US: i64 = 50_000;
 
 /// What an event tells, and how.
 fn kind(attributes: &Attributes) -> String {

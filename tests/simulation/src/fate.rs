@@ -7,19 +7,19 @@ use onward_proto::{DEFAULT_NAMESPACE, v1::WorkflowStatus};
 use onward_server::store::{ListRuns, Store as _};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
-use crate::{
-    diary::chance,
-    story::Trouble,
-    world::{Weather, World},
-};
+use crate::{diary::chance, story::Trouble, weather::Weather, world::World};
 
 /// Lets the story's troubles happen for as long as it lasts, then mends everything.
 pub(crate) async fn befall(world: &Rc<World>) {
     let mut rng = chance(world.story.seed, "fate");
-    let end = Instant::now() + world.story.lasts;
+    // What is lost in the last of all troubles no later one brings back.
+    let ends_dark = world.story.has(Trouble::PowerCut) && rng.bool();
+    let lasts = world.story.lasts;
+    let lasts = if ends_dark { lasts.mul_f64(0.1 + 0.5 * rng.f64()) } else { lasts };
+    let end = Instant::now() + lasts;
     let troubles: Vec<_> = world.story.troubles.iter().copied().collect();
     let mut under_way = Vec::new();
     while Instant::now() < end {
@@ -33,19 +33,56 @@ pub(crate) async fn befall(world: &Rc<World>) {
     for trouble in under_way {
         drop(trouble.await);
     }
+    if ends_dark {
+        lose_power(world, &mut rng).await;
+    }
     *world.stage.weather.lock().unwrap() = Weather::default();
     world.database.set_read_only(false);
+    world.stage.shaky_workers.lock().unwrap().clear();
     let places = world.stage.hosts.lock().unwrap().len();
     for place in 0..places {
-        if world.stage.hosts.lock().unwrap()[place].is_none() {
-            world.start_host(place);
-        }
+        world.start_host(place);
     }
     for place in 0..world.story.workers {
-        if world.hands.borrow()[place].is_none() {
-            world.start_worker(place).await;
-        }
+        world.start_worker(place).await;
     }
+}
+
+/// The power fails within this time, when somebody is at work.
+const AT_WORK: Duration = Duration::from_secs(20);
+
+/// Everything but the database is killed at once and begins again.
+async fn lose_power(world: &World, rng: &mut fastrand::Rng) {
+    let (dark, unreadable) = (Duration::from_millis(rng.u64(1..3_000)), rng.u8(0..4) > 0);
+    // In the middle of something, if anything happens.
+    let mut happens = world.notes.listen();
+    let _ = timeout(AT_WORK, happens.recv()).await;
+    sleep(Duration::from_micros(rng.u64(1..50_000))).await;
+    world.diary.write(format_args!("the power fails for {dark:?}"));
+    world.diary.reached("PowerCut");
+    world.diary.disturbed();
+    for place in 0..world.story.hosts {
+        let host = world.stage.hosts.lock().unwrap()[place].take();
+        if let Some(host) = host {
+            host.kill();
+        }
+        world.stage.cut_off(place);
+    }
+    for hand in world.hands.borrow_mut().iter_mut() {
+        drop(hand.take());
+    }
+    world.stage.weather.lock().unwrap().unreadable = unreadable;
+    sleep(dark).await;
+    for place in 0..world.story.hosts {
+        world.start_host(place);
+    }
+    for place in 0..world.story.workers {
+        world.start_worker(place).await;
+    }
+    // Until the shards have been taken again, and some time longer.
+    sleep(Duration::from_millis(rng.u64(4_000..9_000))).await;
+    world.stage.weather.lock().unwrap().unreadable = false;
+    world.diary.disturbed();
 }
 
 /// Takes down which runs are open.
@@ -93,6 +130,49 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             return Some(tokio::task::spawn_local(async move {
                 sleep(lasts).await;
                 own.stage.weather.lock().unwrap().outage = false;
+                own.diary.disturbed();
+            }));
+        }
+        Trouble::Unreadable => {
+            let lasts = millis(rng, 10_000);
+            diary.write(format_args!("the database answers no reads for {lasts:?}"));
+            own.stage.weather.lock().unwrap().unreadable = true;
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                own.stage.weather.lock().unwrap().unreadable = false;
+                own.diary.disturbed();
+            }));
+        }
+        Trouble::CutHost => {
+            if world.story.hosts < 2 {
+                return None;
+            }
+            // Long enough for another to take over, or not quite.
+            let lasts = Duration::from_millis(rng.u64(2_000..20_000));
+            return Some(tokio::task::spawn_local(async move { own.cut_host(lasts).await }));
+        }
+        Trouble::PowerCut => {
+            let mut rng = rng.fork();
+            return Some(tokio::task::spawn_local(async move { lose_power(&own, &mut rng).await }));
+        }
+        Trouble::CutWorker => {
+            // One of them, or all.
+            let all = rng.u8(0..3) == 0;
+            let workers = world.story.workers;
+            let place = rng.usize(0..workers);
+            let places = if all { 0..workers } else { place..place + 1 };
+            // Half of them just longer than what is out waits for its worker.
+            let lasts = if rng.bool() { 10_000..15_000 } else { 1..30_000 };
+            let lasts = Duration::from_millis(rng.u64(lasts));
+            diary.write(format_args!("workers {places:?} reach nobody for {lasts:?}"));
+            diary.reached(format!("{trouble:?}"));
+            diary.disturbed();
+            places.clone().for_each(|place| own.stage.cut_worker(place, true));
+            return Some(tokio::task::spawn_local(async move {
+                sleep(lasts).await;
+                places.for_each(|place| own.stage.cut_worker(place, false));
                 own.diary.disturbed();
             }));
         }
@@ -159,10 +239,15 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             let links = own.stage.links.lock().unwrap();
             let open: Vec<_> = links.iter().filter(|link| link.is_open()).collect();
             if !open.is_empty() {
-                diary.write("a connection breaks");
                 diary.reached(format!("{trouble:?}"));
-                diary.disturbed();
-                open[rng.usize(0..open.len())].cut();
+                let link = open[rng.usize(0..open.len())];
+                if rng.bool() {
+                    link.cut_behind(rng.u32(1..4));
+                } else {
+                    diary.write("a connection breaks");
+                    diary.disturbed();
+                    link.cut();
+                }
             }
         }
         Trouble::StallLink => {

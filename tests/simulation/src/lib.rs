@@ -9,17 +9,20 @@
 //! one that fails as small as it can.
 #![allow(clippy::unwrap_used)]
 
+mod crowd;
 mod diary;
 pub mod evidence;
 mod fate;
 mod host;
 mod net;
 pub mod notebook;
+mod stage;
 mod story;
 mod suite;
+mod weather;
 mod world;
 
 pub use diary::{Diary, Trace, chance};
 pub use story::{Story, Trouble};
-pub use suite::{Failure, Suite, Summary, Tale, forget_panics, panics};
+pub use suite::{Failure, Suite, Summary, Tale, take_panics};
 pub use world::{Played, play};

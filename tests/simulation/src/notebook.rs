@@ -10,10 +10,38 @@ use std::{
 
 use onward_programs::notes::{self, Note, Notebook, Noted};
 
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
 use crate::diary::Diary;
 
+/// Notes that somebody who listens may be behind.
+const BEHIND: usize = 256;
+
 /// All notes of a world.
-pub type Notes = Arc<Mutex<Vec<Noted>>>;
+#[derive(Debug, Clone)]
+pub struct Notes {
+    taken: Arc<Mutex<Vec<Noted>>>,
+    happens: broadcast::Sender<Uuid>,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self { taken: Arc::default(), happens: broadcast::channel(BEHIND).0 }
+    }
+}
+
+impl Notes {
+    /// All that were taken, which it then no longer holds.
+    pub fn drain(&self) -> impl Iterator<Item = Noted> {
+        std::mem::take(&mut *self.taken.lock().unwrap()).into_iter()
+    }
+
+    /// Hears of which runs notes are taken from now on.
+    pub fn listen(&self) -> broadcast::Receiver<Uuid> {
+        self.happens.subscribe()
+    }
+}
 
 thread_local! {
     /// Where workflow code of this thread's world takes notes.
@@ -31,7 +59,7 @@ pub struct Pen {
 impl Pen {
     /// A process begins.
     pub fn new(diary: &Diary, notes: &Notes) -> Arc<Self> {
-        let (diary, notes) = (diary.clone(), Arc::clone(notes));
+        let (diary, notes) = (diary.clone(), notes.clone());
         Arc::new(Self { diary, notes, alive: AtomicBool::new(true) })
     }
 
@@ -56,7 +84,16 @@ impl Notebook for Pen {
     fn take(&self, note: Note) {
         if self.alive.load(Ordering::Relaxed) {
             let at_us = self.diary.now_us();
-            self.notes.lock().unwrap().push(Noted { at_us, note });
+            let run_id = match &note {
+                Note::Began(execution) => Some(execution.run_id),
+                Note::Asked { run_id, .. } | Note::Woke { run_id, .. } => Some(*run_id),
+                Note::Ended { .. } => None,
+            };
+            if let Some(run_id) = run_id {
+                // Nobody may care.
+                let _ = self.notes.happens.send(run_id);
+            }
+            self.notes.taken.lock().unwrap().push(Noted { at_us, note });
         }
     }
 }

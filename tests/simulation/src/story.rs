@@ -39,10 +39,18 @@ pub enum Trouble {
     StepClock,
     /// The database loses its newest commits.
     Rewind,
+    /// A server loses the database for a while, and its clients do not lose the server.
+    CutHost,
+    /// A worker process reaches no server for a while.
+    CutWorker,
+    /// The database answers no reads for a while.
+    Unreadable,
+    /// All servers and workers are killed at once, and the database takes its time to come back.
+    PowerCut,
 }
 
 impl Trouble {
-    /// All of them.
+    /// Those that were there from the beginning.
     pub const ALL: [Self; 15] = [
         Self::Refuse,
         Self::LoseRequest,
@@ -60,6 +68,8 @@ impl Trouble {
         Self::StepClock,
         Self::Rewind,
     ];
+    /// Those that came later.
+    pub const LATER: [Self; 4] = [Self::CutHost, Self::CutWorker, Self::Unreadable, Self::PowerCut];
 }
 
 /// Everything about a world that a seed decides before it begins.
@@ -77,6 +87,8 @@ pub struct Story {
     pub orders: Vec<Program>,
     /// Customers who contend for the same workflow ids.
     pub contenders: usize,
+    /// Of a hundred customers whose programs need nobody, so many say nothing after the start.
+    pub away: u8,
     /// Requests that no server may take.
     pub pests: usize,
     /// What may go wrong.
@@ -87,6 +99,10 @@ pub struct Story {
     pub every: Duration,
     /// One in so many database calls goes wrong.
     pub odds: u32,
+    /// How much longer each call of the database takes at most, also when all is well.
+    pub slow: Duration,
+    /// How much longer the reply of a read takes at most, also when all is well.
+    pub slow_reads: Duration,
     /// Longest way of a message.
     pub delay: Duration,
     /// Bytes of idle runs that a lane keeps in memory.
@@ -106,6 +122,9 @@ impl Story {
         let share = rng.u8(0..=100);
         let mut troubles: BTreeSet<_> =
             Trouble::ALL.into_iter().filter(|_| rng.u8(0..100) < share).collect();
+        // What was thought of later has a chance of its own, so that old seeds stay what they were.
+        let mut later = chance(seed, "later");
+        troubles.extend(Trouble::LATER.into_iter().filter(|_| later.u8(0..100) < share));
         // These change what the others mean, so they are rarer.
         for (rare, one_in) in [(Trouble::StepClock, 4), (Trouble::Rewind, 6)] {
             if rng.u8(0..one_in) != 0 {
@@ -126,23 +145,31 @@ impl Story {
             }
         }
         let bytes = |rng: &mut fastrand::Rng| [0, 4 << 10, 1 << 20][rng.usize(0..3)];
-        Self {
+        let mut story = Self {
             seed,
             hosts,
             shards: rng.u16(1..4),
             workers: rng.usize(hosts..4),
             orders,
             contenders: if rng.u8(0..3) == 0 { rng.usize(2..5) } else { 0 },
+            away: [0, 50, 100][later.usize(0..3)],
             pests: rng.usize(0..3),
             troubles,
             lasts: Duration::from_secs(rng.u64(30..600)),
             every: Duration::from_secs(rng.u64(3..60)),
             odds: [6, 20, 100][rng.usize(0..3)],
+            slow: Duration::from_millis([0, 0, 50, 400][later.usize(0..4)]),
+            slow_reads: Duration::from_millis([0, 0, 3_000][later.usize(0..3)]),
             delay: Duration::from_micros([100, 2_000, 20_000][rng.usize(0..3)]),
             cache_bytes: bytes(&mut rng),
             waiting_bytes: bytes(&mut rng),
             cached_workflows: [0, 1, 4, 1_000][rng.usize(0..4)],
+        };
+        if story.has(Trouble::CutHost) && later.bool() {
+            story.hosts = 2;
+            story.workers = story.workers.max(2);
         }
+        story
     }
 
     /// Whether it knows this trouble.
@@ -171,6 +198,15 @@ impl Story {
         }
         if self.contenders > 0 {
             all.push(Self { contenders: 0, ..self.clone() });
+        }
+        if self.away > 0 {
+            all.push(Self { away: 0, ..self.clone() });
+        }
+        if !self.slow_reads.is_zero() {
+            all.push(Self { slow_reads: Duration::ZERO, ..self.clone() });
+        }
+        if !self.slow.is_zero() {
+            all.push(Self { slow: Duration::ZERO, ..self.clone() });
         }
         if self.pests > 0 {
             all.push(Self { pests: 0, ..self.clone() });

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    panic::{self, AssertUnwindSafe},
+    panic::{self, AssertUnwindSafe, PanicHookInfo},
     sync::{
         Mutex, Once,
         atomic::{AtomicU64, Ordering},
@@ -60,8 +60,11 @@ pub(crate) const SOMETIMES: &[&str] = &[
     "Commit stolen",
     "CrashHost",
     "CrashWorker",
+    "CutHost",
+    "CutWorker",
     "FreezeHost",
     "Outage",
+    "PowerCut",
     "Read refused",
     "ReadOnly",
     "Renew refused",
@@ -77,6 +80,9 @@ pub(crate) const SOMETIMES: &[&str] = &[
     "StepClock",
     "Take reply lost",
     "Take stolen",
+    "Unreadable",
+    "asked again",
+    "away",
     "event ActivityCancelRequested",
     "event ActivityCancelled",
     "event ActivityCompleted",
@@ -101,6 +107,7 @@ pub(crate) const SOMETIMES: &[&str] = &[
     "refused Invalid",
     "refused NotOpen",
     "retry",
+    "signal at the end",
     "run Cancelled",
     "run Completed",
     "run Failed",
@@ -179,7 +186,7 @@ impl<T> Default for Summary<T> {
 impl Suite {
     /// Plays its stories until one fails or all are done.
     pub fn run<T: Tale>(&self) -> Summary<T> {
-        count_panics();
+        note_panics();
         let began = Instant::now();
         let next = AtomicU64::new(self.first);
         let summary = Mutex::new(Summary::default());
@@ -208,7 +215,8 @@ impl Suite {
                         let twice = twice && story.repeats();
                         let mut wrong = first_wrong(&played);
                         if twice && wrong.is_none() {
-                            wrong = differs(&played, &story.play());
+                            wrong = try_play(&story)
+                                .map_or_else(Some, |again| differs(&played, &again));
                         }
                         summary.lock().unwrap().add(played, twice);
                         if let Some(wrong) = wrong {
@@ -233,15 +241,29 @@ impl Suite {
 /// Plays a story. One that cannot even be told to its end is as wrong as one that breaks a rule.
 fn try_play<T: Tale>(story: &T) -> Result<Played, String> {
     // A story leaves nothing behind that the next one could meet.
-    panic::catch_unwind(AssertUnwindSafe(|| story.play())).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        format!("panic: {}", text.unwrap_or("without a text"))
-    })
+    panic::catch_unwind(AssertUnwindSafe(|| story.play()))
+        .map_err(|_| take_panics().into_iter().next().unwrap_or_else(|| PANIC.to_owned()))
 }
 
+/// A panic anywhere in a story is a violation, although its task alone dies of it.
 fn first_wrong(played: &Played) -> Option<String> {
-    played.report.violations().first().map(ToString::to_string)
+    let panic = played.panics.first().cloned();
+    panic.or_else(|| played.report.violations().first().map(ToString::to_string))
+}
+
+/// What the description of a panic begins with.
+const PANIC: &str = "panic";
+
+/// Where and why something panicked, the reason's first line.
+fn describe(info: &PanicHookInfo<'_>) -> String {
+    let text = info.payload_as_str().unwrap_or("without a text");
+    let place = info.location().map(ToString::to_string).unwrap_or_default();
+    format!("{PANIC} at {place}: {}", text.lines().next().unwrap_or_default())
+}
+
+/// What two failures have in common that are one: the rule that is broken, or the panic.
+fn rule(wrong: &str) -> &str {
+    if wrong.starts_with(PANIC) { wrong } else { wrong.split(' ').next().unwrap_or_default() }
 }
 
 fn differs(one: &Played, other: &Played) -> Option<String> {
@@ -259,8 +281,7 @@ fn differs(one: &Played, other: &Played) -> Option<String> {
 /// Makes a story that fails smaller for as long as it still breaks the same rule.
 fn shrink<T: Tale>(mut story: T, mut wrong: String) -> Failure<T> {
     let began = Instant::now();
-    let rule = |wrong: &str| wrong.split(' ').next().unwrap_or_default().to_owned();
-    let broken = rule(&wrong);
+    let broken = rule(&wrong).to_owned();
     'smaller: while began.elapsed() < SHRINK && !broken.starts_with("determinism") {
         for simpler in story.simpler() {
             if began.elapsed() >= SHRINK {
@@ -389,23 +410,18 @@ impl Tale for Story {
     }
 }
 
-/// Panics on this thread since its story began.
-pub fn panics() -> u64 {
-    PANICS.get()
+/// Where and why something panicked on this thread since this was asked last: when a story began.
+pub fn take_panics() -> Vec<String> {
+    PANICS.take()
 }
 
-/// A story begins on this thread.
-pub fn forget_panics() {
-    PANICS.set(0);
-}
-
-/// A panic anywhere in a story is a violation, although its task alone dies of it.
-fn count_panics() {
+/// Takes down every panic, also those of which a task alone dies.
+fn note_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            PANICS.set(PANICS.get() + 1);
+            PANICS.with_borrow_mut(|panics| panics.push(describe(info)));
             before(info);
         }));
     });

@@ -3,7 +3,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    io,
     rc::Rc,
     sync::{
         Arc, Mutex,
@@ -12,33 +11,32 @@ use std::{
     time::Duration,
 };
 
+use crate::{
+    diary::{Diary, Trace, chance},
+    evidence, fate,
+    host::Host,
+    notebook::{self, Notes, Pen},
+    stage::{Caller, Stage},
+    story::Story,
+    weather::{Weather, name, plan},
+};
 use onward::{Client, Env as WorkerEnv, Worker, WorkerHandle};
 use onward_checker::{
     Report,
     log::{Ending, Snapshot, Window},
 };
 use onward_programs::{
-    Book, Customer, Order, Pace, Program, Tools,
+    Book, Program, Tools,
     evidence::why_open,
     interpret,
     notes::{self, Notebook},
     work,
 };
 use onward_proto::Timestamp;
-use onward_server::store::{CallKind, Fault, MemoryStore, Plan};
+use onward_server::store::MemoryStore;
 use tokio::{
-    io::DuplexStream,
-    task::{JoinHandle, LocalSet},
+    task::LocalSet,
     time::{sleep, timeout},
-};
-
-use crate::{
-    diary::{Diary, Trace, chance},
-    evidence, fate,
-    host::Host,
-    net::Link,
-    notebook::{self, Notes, Pen},
-    story::{Story, Trouble},
 };
 
 /// When every story begins, in microseconds since the Unix epoch.
@@ -46,7 +44,9 @@ const DAWN_US: i64 = 1_790_000_000_000_000;
 /// A program that takes so much longer than its own timers, once nothing goes wrong any more, has
 /// been lost.
 const PATIENCE: Duration = Duration::from_mins(30);
-const QUEUE: &str = "programs";
+/// Once nobody waits for an answer any more, nothing is under way after this time.
+const SETTLES: Duration = Duration::from_secs(30);
+pub(crate) const QUEUE: &str = "programs";
 
 /// What came of a story.
 #[derive(Debug)]
@@ -59,6 +59,8 @@ pub struct Played {
     pub counts: BTreeMap<String, u64>,
     /// How long it took there.
     pub virtual_time: Duration,
+    /// Where and why anything panicked.
+    pub panics: Vec<String>,
 }
 
 /// Plays a story in a runtime of its own, on this thread.
@@ -68,7 +70,7 @@ pub fn play(story: &Story) -> Played {
         .start_paused(true)
         .build()
         .expect("a runtime without input and output needs nothing");
-    PANICS.set(0);
+    PANICS.take();
     let local = LocalSet::new();
     let played = local.block_on(&runtime, World::play(story.clone()));
     notebook::close();
@@ -76,69 +78,8 @@ pub fn play(story: &Story) -> Played {
 }
 
 thread_local! {
-    /// Panics on this thread since its story began.
-    pub(crate) static PANICS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// What the database does at this moment, to all who call it.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Weather {
-    /// Calls meet the story's faults.
-    pub(crate) rough: bool,
-    pub(crate) outage: bool,
-    pub(crate) slow: Duration,
-}
-
-/// What connections lead to.
-pub(crate) struct Stage {
-    story: Story,
-    diary: Diary,
-    pub(crate) hosts: Mutex<Vec<Option<Host>>>,
-    pub(crate) links: Mutex<Vec<Link>>,
-    pub(crate) weather: Mutex<Weather>,
-    rng: Mutex<fastrand::Rng>,
-}
-
-impl Stage {
-    /// Connects a worker to its host, or a customer to one that serves.
-    fn connect(&self, pinned: Option<usize>) -> io::Result<DuplexStream> {
-        let hosts = self.hosts.lock().unwrap();
-        let mut rng = self.rng.lock().unwrap();
-        let place = if let Some(place) = pinned {
-            place
-        } else {
-            let ready = hosts.iter().position(|host| host.as_ref().is_some_and(Host::is_ready));
-            match ready {
-                Some(place) if rng.u8(0..5) > 0 => place,
-                _ => rng.usize(0..hosts.len()),
-            }
-        };
-        let Some(host) = &hosts[place] else {
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        };
-        let (link, client, server) = Link::lay(place, self.story.delay, &mut rng);
-        host.accept(server)?;
-        self.diary.write(format_args!("a connection to host {place}"));
-        if pinned.is_none() && hosts.len() > 1 {
-            // Whoever is with a server that does not own a shard must come to the other one.
-            let (link, lasts) = (link.clone(), Duration::from_millis(rng.u64(2_000..30_000)));
-            tokio::spawn(async move {
-                sleep(lasts).await;
-                link.cut();
-            });
-        }
-        let mut links = self.links.lock().unwrap();
-        links.retain(Link::is_open);
-        links.push(link);
-        Ok(client)
-    }
-
-    /// Breaks all connections to a host.
-    pub(crate) fn cut_off(&self, place: usize) {
-        for link in self.links.lock().unwrap().iter().filter(|link| link.host == place) {
-            link.cut();
-        }
-    }
+    /// Where and why something panicked on this thread since its story began.
+    pub(crate) static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
 /// One worker process.
@@ -160,12 +101,12 @@ pub(crate) struct World {
     pub(crate) clock_offset: Arc<AtomicI64>,
     pub(crate) stage: Arc<Stage>,
     pub(crate) hands: RefCell<Vec<Option<Hand>>>,
-    notes: Notes,
-    /// How many servers and workers there were so far: each is another one.
+    pub(crate) notes: Notes,
+    /// How many servers, workers and witnesses there were so far: each is another one.
     born: Cell<u64>,
     pub(crate) snapshots: RefCell<Vec<Snapshot>>,
     pub(crate) lost: RefCell<Vec<Window>>,
-    book: Book,
+    pub(crate) book: Book,
 }
 
 impl World {
@@ -183,6 +124,8 @@ impl World {
             diary: diary.clone(),
             hosts: Mutex::default(),
             links: Mutex::default(),
+            cut_workers: Mutex::default(),
+            shaky_workers: Mutex::default(),
             weather: Mutex::new(Weather { rough: true, ..Weather::default() }),
             rng: Mutex::new(chance(story.seed, "network")),
             story: story.clone(),
@@ -229,6 +172,8 @@ impl World {
             }
         };
         let in_time = timeout(patience, all).await.is_ok();
+        // What somebody has given up on may still be carried out.
+        sleep(SETTLES).await;
         let played = world.judge(in_time).await;
         world.hands.borrow_mut().clear();
         for host in world.stage.hosts.lock().unwrap().drain(..).flatten() {
@@ -237,13 +182,16 @@ impl World {
         played
     }
 
-    fn next_birth(&self) -> u64 {
+    pub(crate) fn next_birth(&self) -> u64 {
         self.born.set(self.born.get() + 1);
         self.born.get()
     }
 
-    /// A server process begins.
+    /// A server process begins, unless there is one.
     pub(crate) fn start_host(&self, place: usize) {
+        if self.stage.hosts.lock().unwrap()[place].is_some() {
+            return;
+        }
         let birth = self.next_birth();
         let store = self.database.connect();
         let mut rng = chance(self.story.seed, format_args!("store {birth}"));
@@ -251,7 +199,7 @@ impl World {
             (Arc::clone(&self.stage), self.diary.clone(), self.story.clone());
         store.faults().set_planner(move |kind| {
             let weather = *stage.weather.lock().unwrap();
-            let plan = plan(kind, weather, &story, &mut rng);
+            let plan = plan(kind, place, weather, &story, &mut rng);
             if let Some(fault) = plan.fault {
                 diary.reached(format!("{kind:?} {}", name(fault)));
                 if kind.is_write() {
@@ -266,13 +214,17 @@ impl World {
         self.diary.write(format_args!("host {place} starts as {birth}"));
     }
 
-    /// A worker process begins.
+    /// A worker process begins, unless there is one.
     pub(crate) async fn start_worker(&self, place: usize) {
+        if self.hands.borrow()[place].is_some() {
+            return;
+        }
         let birth = self.next_birth();
         let seed = chance(self.story.seed, format_args!("worker {birth}")).u64(..);
         let name = format!("worker-{place}-{birth}");
         let pen = Pen::new(&self.diary, &self.notes);
-        let client = self.client(&name, Some(place % self.story.hosts), seed);
+        let caller = Caller::Worker { host: place % self.story.hosts, place };
+        let client = self.client(&name, caller, seed);
         let worker = Worker::builder(client, QUEUE)
             .deps(Tools { notebook: Arc::clone(&pen) as Arc<dyn Notebook>, worker: name })
             .workflows::<(interpret,)>()
@@ -286,11 +238,11 @@ impl World {
         self.diary.write(format_args!("worker {place} starts as {birth}"));
     }
 
-    pub(crate) fn client(&self, name: &str, pinned: Option<usize>, seed: u64) -> Client {
+    pub(crate) fn client(&self, name: &str, caller: Caller, seed: u64) -> Client {
         let stage = Arc::clone(&self.stage);
         Client::builder()
             .connector(move || {
-                let connected = stage.connect(pinned);
+                let connected = stage.connect(caller);
                 async move { connected }
             })
             .identity(name)
@@ -300,54 +252,10 @@ impl World {
             .expect("the address is ours")
     }
 
-    fn customers(self: &Rc<Self>) -> Vec<JoinHandle<()>> {
-        let seed = self.story.seed;
-        let customer = |name: String| {
-            let own = chance(seed, &name).u64(..);
-            Customer {
-                client: self.client(&name, None, own),
-                name,
-                queue: QUEUE.to_owned(),
-                book: self.book.clone(),
-                pace: Pace {
-                    start: self.story.lasts / 2,
-                    next: self.story.lasts / 8,
-                    look: Duration::from_secs(5),
-                },
-            }
-        };
-        let mut tasks = Vec::new();
-        for (place, program) in self.story.orders.iter().cloned().enumerate() {
-            let workflow_id = format!("order-{place}");
-            let customer = customer(format!("customer-{place}"));
-            let rng = chance(seed, &workflow_id);
-            let order = Order { workflow_id, program };
-            tasks.push(tokio::task::spawn_local(async move { customer.order(order, rng).await }));
-        }
-        let shared: Vec<_> = (0..2).map(|n| format!("shared-{n}")).collect();
-        for place in 0..self.story.contenders {
-            let customer = customer(format!("contender-{place}"));
-            let (shared, rng) = (shared.clone(), chance(seed, format_args!("contends {place}")));
-            tasks.push(tokio::task::spawn_local(async move {
-                customer.contend(&shared, 10, rng).await;
-            }));
-        }
-        for place in 0..self.story.pests {
-            let customer = customer(format!("pest-{place}"));
-            let (book, rng) = (self.book.clone(), chance(seed, format_args!("pest {place}")));
-            tasks.push(tokio::task::spawn_local(async move {
-                let workflow_id = format!("pest-{place}");
-                let wrong = customer.pester(&workflow_id, rng).await.err();
-                book.ending(Ending { workflow_id, wrong });
-            }));
-        }
-        tasks
-    }
-
     /// Puts everything before the checker.
     async fn judge(&self, in_time: bool) -> Played {
         let (operations, reads, mut endings) = self.book.take();
-        let client = self.client("judge", None, 0);
+        let client = self.client("judge", Caller::Anybody, 0);
         if !in_time {
             for place in 0..self.story.orders.len() {
                 let workflow_id = format!("order-{place}");
@@ -361,14 +269,9 @@ impl World {
                 endings.push(Ending { workflow_id: "?".to_owned(), wrong });
             }
         }
-        let panics = PANICS.get();
-        if panics > 0 {
-            let wrong = Some(format!("{panics} panics"));
-            endings.push(Ending { workflow_id: "?".to_owned(), wrong });
-        }
         let mut log = evidence::store(&self.database.connect(), &client).await;
         // Runs that still go on have their notes as well: these are read last.
-        let (executions, waits) = notes::assemble(self.notes.lock().unwrap().drain(..));
+        let (executions, waits) = notes::assemble(self.notes.drain());
         log.operations = operations;
         log.reads = reads;
         log.endings = endings;
@@ -394,55 +297,7 @@ impl World {
             trace: self.diary.trace(),
             counts: self.diary.counts(),
             virtual_time: Duration::from_micros(self.diary.now_us()),
+            panics: PANICS.take(),
         }
     }
-}
-
-fn name(fault: Fault) -> &'static str {
-    match fault {
-        Fault::Refuse => "refused",
-        Fault::LoseRequest => "request lost",
-        Fault::LoseReply => "reply lost",
-        Fault::Ghost(_) => "ghost",
-        Fault::Steal => "stolen",
-        Fault::Rewind(_) => "rewound",
-    }
-}
-
-/// How one call of the database goes.
-fn plan(kind: CallKind, weather: Weather, story: &Story, rng: &mut fastrand::Rng) -> Plan {
-    if kind == CallKind::Prune {
-        // The checker wants to see every batch.
-        return Plan::fault(Fault::Refuse);
-    }
-    let way = |rng: &mut fastrand::Rng| {
-        Duration::from_micros(rng.u64(50..4_000)) + weather.slow.mul_f64(rng.f64())
-    };
-    let mut plan = Plan { before: way(rng), after: way(rng), fault: None };
-    if weather.outage {
-        plan.fault = Some(Fault::Refuse);
-        return plan;
-    }
-    if !weather.rough {
-        return plan;
-    }
-    let odds = match kind {
-        CallKind::Commit | CallKind::Resolve | CallKind::Take | CallKind::Release => story.odds,
-        CallKind::Read | CallKind::Shards => 4 * story.odds,
-        CallKind::Renew | CallKind::Prune => 10 * story.odds,
-    };
-    if rng.u32(0..odds) == 0 {
-        let (trouble, fault) = match rng.u8(0..5) {
-            0 => (Trouble::Refuse, Fault::Refuse),
-            1 => (Trouble::LoseRequest, Fault::LoseRequest),
-            2 => (Trouble::LoseReply, Fault::LoseReply),
-            3 => {
-                let late = Duration::from_millis(rng.u64(1..20_000));
-                (Trouble::Ghost, Fault::Ghost(Some(late)))
-            }
-            _ => (Trouble::Steal, Fault::Steal),
-        };
-        plan.fault = story.has(trouble).then_some(fault);
-    }
-    plan
 }

@@ -327,8 +327,7 @@ impl Lane {
         let run_id = row.run_id;
         let journal = read_journal(&loaded.journal)?;
         let pending = read_pending(&loaded.pending)?;
-        let accepted = if SeededBug::ForgetRequests.is_on() { &[] } else { row.requests.as_ref() };
-        let requests = Requests::decode(accepted, row.run_id)
+        let requests = Requests::decode(&row.requests, row.run_id)
             .map_err(|error| format!("its requests cannot be read: {error}"))?;
         let known = match (self.away.remove(&run_id), row.wake_at) {
             (Some(known), _) => known,

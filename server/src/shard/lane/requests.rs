@@ -1,7 +1,7 @@
 //! What clients ask.
 
 use onward_proto::{
-    SeededBug, Timestamp,
+    Timestamp,
     v1::{WorkflowExecutionStarted, history_event::Attributes},
 };
 use prost::Message as _;
@@ -244,9 +244,6 @@ impl Lane {
             return;
         }
         entry.held_since = None;
-        if SeededBug::HeldInReverse.is_on() {
-            entry.held.reverse();
-        }
         for request in std::mem::take(&mut entry.held) {
             // As if it came now, which may be to another run of the workflow id.
             self.on_request(request);

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     judge::{Judge, Rule},
-    log::{Call, Conflict, Log, Operation, Outcome, Reply},
+    log::{Call, Conflict, Log, Operation, Outcome, Refusal, Reply},
 };
 
 pub(super) const NO_LOST_ACK: Rule = Rule {
@@ -156,6 +156,7 @@ fn no_ghost(log: &Log, judge: &mut Judge) {
 
 fn once(log: &Log, judge: &mut Judge) {
     let mut answers = BTreeMap::<(&str, Uuid), BTreeSet<(Uuid, bool)>>::new();
+    let mut taken = BTreeMap::<Uuid, u64>::new();
     for operation in &log.operations {
         let (Outcome::Ok(reply), Some(request_id)) = (&operation.outcome, operation.request_id)
         else {
@@ -164,6 +165,8 @@ fn once(log: &Log, judge: &mut Judge) {
         if log.is_waived(operation.began_us, operation.ended_us) {
             continue;
         }
+        let first = taken.entry(request_id).or_insert(operation.ended_us);
+        *first = operation.ended_us.min(*first);
         answers
             .entry((&operation.workflow_id, request_id))
             .or_default()
@@ -173,6 +176,18 @@ fn once(log: &Log, judge: &mut Judge) {
         judge.must(answers.len() == 1, || {
             format!("{workflow_id}: request {request_id} was answered with {answers:?}")
         });
+    }
+    for again in &log.operations {
+        // One that was decided anew may be refused for what it did itself.
+        let refused = Outcome::Refused(Refusal::Busy);
+        if let (Outcome::Refused(_), Some(request_id)) = (&again.outcome, again.request_id)
+            && again.outcome != refused
+            && let Some(taken_us) = taken.get(&request_id)
+            && *taken_us < again.began_us
+            && !log.is_waived(*taken_us, again.ended_us)
+        {
+            judge.say(format!("it was taken before: {again:?}"));
+        }
     }
     for (request_id, own) in effects(log) {
         if own.len() > 1 {
@@ -219,8 +234,9 @@ fn read_your_write(log: &Log, judge: &mut Judge) {
             };
             let stale = match shown {
                 None => true,
-                Some(shown) => {
-                    ends && shown.run_id == run_id && shown.status == Some(WorkflowStatus::Running)
+                Some(reply) => {
+                    ends && reply.run_id == run_id
+                        && reply.shown.is_some_and(|shown| shown.status == WorkflowStatus::Running)
                 }
             };
             judge.must(!stale, || format!("{look:?} began after {write:?}"));
@@ -234,7 +250,7 @@ mod tests {
     use crate::{
         fixture::{broken, good, open_run},
         judge::Report,
-        log::{Refusal, Reuse, Snapshot},
+        log::{Reuse, Snapshot},
         rules::RULES,
     };
 
@@ -307,6 +323,12 @@ mod tests {
             log.operations.push(again);
         });
         broken("D3", |log| {
+            let mut again = log.operations[0].clone();
+            again.outcome = Outcome::Refused(Refusal::AlreadyExists);
+            (again.began_us, again.ended_us) = (900, 901);
+            log.operations.push(again);
+        });
+        broken("D3", |log| {
             let signal = log.runs[0].journal[1].records[0].clone();
             log.runs[0].journal[1].records.insert(0, signal);
         });
@@ -332,7 +354,7 @@ mod tests {
         broken("D6", |log| {
             look(log, |look| {
                 let Outcome::Ok(reply) = &mut look.outcome else { panic!("it was answered") };
-                reply.status = Some(WorkflowStatus::Running);
+                reply.shown.as_mut().unwrap().status = WorkflowStatus::Running;
             });
         });
     }

@@ -145,8 +145,8 @@ fn items(
                 }
                 None => continue,
             },
-            (Call::Describe, Outcome::Ok(reply)) => match (nth(reply.run_id), reply.status) {
-                (Some(run), Some(status)) => Step::Look(run, status),
+            (Call::Describe, Outcome::Ok(reply)) => match (nth(reply.run_id), reply.shown) {
+                (Some(run), Some(shown)) => Step::Look(run, shown.status),
                 _ => continue,
             },
             (Call::Signal { .. } | Call::Cancel { .. }, Outcome::Ok(reply)) => {
@@ -279,6 +279,16 @@ mod tests {
         let mut judge = Judge::default();
         linearizable(&good(), &mut judge);
         assert_eq!(format!("{judge:?}"), format!("Judge {{ looked: 1, broken: [] }}"));
+    }
+
+    #[test]
+    fn runs_that_began_and_closed_in_one_batch_stand_in_the_order_of_their_ids() {
+        let mut log = good();
+        let ended = log.runs.iter().find(|run| run.workflow_id == "ended").unwrap();
+        let later = Run { run_id: Uuid::from_u128(5), ..ended.clone() };
+        log.runs.insert(0, later);
+        let ids: Vec<_> = runs_in_order(&log, "ended").iter().map(|run| run.run_id).collect();
+        assert_eq!(ids, [4, 5].map(Uuid::from_u128));
     }
 
     #[test]

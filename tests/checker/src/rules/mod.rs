@@ -4,6 +4,7 @@ mod acks;
 mod activities;
 mod history;
 mod linear;
+mod looks;
 mod ownership;
 mod programs;
 mod replay;
@@ -33,6 +34,7 @@ pub const RULES: &[Rule] = &[
     linear::LINEARIZABLE,
     acks::ONE_OPEN_RUN,
     acks::READ_YOUR_WRITE,
+    looks::STANDS,
     activities::RAN,
     activities::LAST_ATTEMPT,
     activities::KEY,

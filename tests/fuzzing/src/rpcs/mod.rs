@@ -20,7 +20,7 @@ use std::{
 use onward::{Env as WorkerEnv, Worker};
 use onward_checker::log::Log;
 use onward_programs::{
-    Book, Customer, Order, Pace, Program, Tools, interpret,
+    Besides, Book, Customer, Order, Pace, Program, Tools, interpret,
     notes::{self, Note, Notebook, Noted},
     work,
 };
@@ -268,7 +268,13 @@ impl World {
             name: name.to_owned(),
             queue: QUEUE.to_owned(),
             book: book.clone(),
-            pace: Pace { start: lasts, next: lasts / 8, look: Duration::from_secs(1) },
+            pace: Pace {
+                start: lasts,
+                next: lasts / 8,
+                look: Duration::from_secs(1),
+                again: lasts / 8,
+            },
+            besides: Besides::default(),
         }
     }
 
