@@ -16,9 +16,10 @@ use crate::{diary::chance, story::Trouble, weather::Weather, world::World};
 pub(crate) async fn befall(world: &Rc<World>) {
     let mut rng = chance(world.story.seed, "fate");
     // What is lost in the last of all troubles no later one brings back.
-    let ends_dark = world.story.has(Trouble::PowerCut) && rng.bool();
+    let last = [None, Some(Trouble::PowerCut), Some(Trouble::CutWorker)][rng.usize(0..3)];
+    let last = last.filter(|trouble| world.story.has(*trouble));
     let lasts = world.story.lasts;
-    let lasts = if ends_dark { lasts.mul_f64(0.1 + 0.5 * rng.f64()) } else { lasts };
+    let lasts = if last.is_some() { lasts.mul_f64(0.1 + 0.5 * rng.f64()) } else { lasts };
     let end = Instant::now() + lasts;
     let troubles: Vec<_> = world.story.troubles.iter().copied().collect();
     let mut under_way = Vec::new();
@@ -33,8 +34,10 @@ pub(crate) async fn befall(world: &Rc<World>) {
     for trouble in under_way {
         drop(trouble.await);
     }
-    if ends_dark {
-        lose_power(world, &mut rng).await;
+    match last {
+        Some(Trouble::PowerCut) => lose_power(world, &mut rng).await,
+        Some(_) => lose_workers(world, &mut rng).await,
+        None => {}
     }
     *world.stage.weather.lock().unwrap() = Weather::default();
     world.database.set_read_only(false);
@@ -48,16 +51,13 @@ pub(crate) async fn befall(world: &Rc<World>) {
     }
 }
 
-/// The power fails within this time, when somebody is at work.
+/// What happens when somebody is at work happens within this time all the same.
 const AT_WORK: Duration = Duration::from_secs(20);
 
 /// Everything but the database is killed at once and begins again.
 async fn lose_power(world: &World, rng: &mut fastrand::Rng) {
     let (dark, unreadable) = (Duration::from_millis(rng.u64(1..3_000)), rng.u8(0..4) > 0);
-    // In the middle of something, if anything happens.
-    let mut happens = world.notes.listen();
-    let _ = timeout(AT_WORK, happens.recv()).await;
-    sleep(Duration::from_micros(rng.u64(1..50_000))).await;
+    at_work(world, rng).await;
     world.diary.write(format_args!("the power fails for {dark:?}"));
     world.diary.reached("PowerCut");
     world.diary.disturbed();
@@ -83,6 +83,40 @@ async fn lose_power(world: &World, rng: &mut fastrand::Rng) {
     sleep(Duration::from_millis(rng.u64(4_000..9_000))).await;
     world.stage.weather.lock().unwrap().unreadable = false;
     world.diary.disturbed();
+}
+
+/// No worker reaches a server for some time. What waits for them then is handed out when they come
+/// back, and not to all of them for long.
+async fn lose_workers(world: &World, rng: &mut fastrand::Rng) {
+    let places = 0..world.story.workers;
+    at_work(world, rng).await;
+    world.diary.write("no worker reaches a server");
+    world.diary.disturbed();
+    places.clone().for_each(|place| world.stage.cut_worker(place, true));
+    sleep(Duration::from_millis(rng.u64(1_000..15_000))).await;
+    places.for_each(|place| world.stage.cut_worker(place, false));
+    sleep(Duration::from_secs(10)).await;
+    world.diary.disturbed();
+}
+
+/// Waits until something happens in a run, and a moment longer.
+async fn at_work(world: &World, rng: &mut fastrand::Rng) {
+    let mut happens = world.notes.listen();
+    let _ = timeout(AT_WORK, happens.recv()).await;
+    sleep(Duration::from_micros(rng.u64(1..30_000))).await;
+}
+
+/// The connection of a worker breaks when something happens in a run, maybe there.
+async fn break_worker(world: &World, rng: &mut fastrand::Rng) {
+    at_work(world, rng).await;
+    let links = world.stage.links.lock().unwrap();
+    let open: Vec<_> =
+        links.iter().filter(|link| link.is_open() && link.way.worker.is_some()).collect();
+    if !open.is_empty() {
+        world.diary.write("a worker's connection breaks");
+        world.diary.disturbed();
+        open[rng.usize(0..open.len())].cut();
+    }
 }
 
 /// Takes down which runs are open.
@@ -240,13 +274,22 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             let open: Vec<_> = links.iter().filter(|link| link.is_open()).collect();
             if !open.is_empty() {
                 diary.reached(format!("{trouble:?}"));
-                let link = open[rng.usize(0..open.len())];
-                if rng.bool() {
-                    link.cut_behind(rng.u32(1..4));
-                } else {
-                    diary.write("a connection breaks");
-                    diary.disturbed();
-                    link.cut();
+                let link = open[rng.usize(0..open.len())].clone();
+                match rng.u8(0..3) {
+                    0 => link.cut_behind(rng.u32(1..4)),
+                    1 => {
+                        diary.write("a connection breaks");
+                        diary.disturbed();
+                        link.cut();
+                    }
+                    _ => {
+                        // That of somebody who is at work.
+                        drop(links);
+                        let mut rng = rng.fork();
+                        return Some(tokio::task::spawn_local(async move {
+                            break_worker(&own, &mut rng).await;
+                        }));
+                    }
                 }
             }
         }

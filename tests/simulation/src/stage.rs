@@ -12,6 +12,9 @@ use crate::{
     weather::Weather,
 };
 
+/// Packets until a worker has said that it is there, and for how much it has room.
+const UNTIL_READY: u32 = 4;
+
 /// Who connects.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Caller {
@@ -64,8 +67,8 @@ impl Stage {
         if let Some(worker) = worker
             && self.is_shaky(worker, &mut rng)
         {
-            // Just when the worker has said that it is there, and gets what has waited for it.
-            link.cut_behind(rng.u32(1..5));
+            // Most often just when the worker is about to get what has waited for it.
+            link.cut_behind(if rng.bool() { UNTIL_READY } else { rng.u32(1..8) });
         }
         if matches!(caller, Caller::Anybody) && hosts.len() > 1 {
             // Whoever is with a server that does not own a shard must come to the other one.
