@@ -435,12 +435,25 @@ pub(super) fn refused_timer(
     limits: &Limits,
 ) -> Option<(usize, Limit)> {
     let mut pending = run.timers.len() as u64;
+    // Ascending, or the completion makes no sense.
+    let mut started = Vec::new();
     for (place, command) in commands.iter().enumerate() {
-        if let Some(Kind::StartTimer(start)) = &command.kind {
-            pending += 1;
-            if let Err(limit) = check_timer(command, *start, pending, limits) {
-                return Some((place, limit));
+        let number = command.number;
+        match &command.kind {
+            Some(Kind::StartTimer(start)) => {
+                started.push(number);
+                pending += 1;
+                if let Err(limit) = check_timer(command, *start, pending, limits) {
+                    return Some((place, limit));
+                }
             }
+            // One that has fired already is not pending: its place was free before.
+            Some(Kind::CancelTimer(_))
+                if run.timer_place(number).is_some() || started.binary_search(&number).is_ok() =>
+            {
+                pending = pending.saturating_sub(1);
+            }
+            _ => {}
         }
     }
     None
@@ -586,6 +599,32 @@ mod tests {
             .signal("a")
             .task([timer(3, 1)])
             .then_history("started task(0) timer1 timer2 signal:a task(1) FAILED!");
+    }
+
+    #[test]
+    fn a_cancelled_timer_makes_room_for_the_next_in_the_same_task() {
+        let limits = Limits { pending_timers: 2, ..Limits::default() };
+        let story = || {
+            history_of(&start_request(), limits.clone())
+                .task([timer(1, secs(9)), timer(2, 10)])
+                .passes(10)
+        };
+        story()
+            .task([
+                timer(3, secs(9)),
+                cancel_timer(1),
+                timer(4, secs(9)),
+                cancel_timer(4),
+                timer(5, secs(9)),
+            ])
+            .then_history(
+                "started task(0) timer1 timer2 fired2 task(1) timer3 cancel-timer1 timer4 \
+                 cancel-timer4 timer5",
+            );
+        // One that has fired has made its room before.
+        story().task([timer(3, secs(9)), cancel_timer(2), timer(4, secs(9))]).then_history(
+            "started task(0) timer1 timer2 fired2 task(1) timer3 cancel-timer2 FAILED!",
+        );
     }
 
     #[test]
