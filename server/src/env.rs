@@ -57,7 +57,8 @@ impl BootClock for TokioBootClock {
 #[derive(Clone)]
 pub struct Env {
     clock: Arc<dyn BootClock>,
-    random: Arc<Mutex<fastrand::Rng>>,
+    /// What a seeded node draws from; a real one asks the operating system.
+    seeded: Option<Arc<Mutex<fastrand::Rng>>>,
     process: Option<SimulatedProcess>,
 }
 
@@ -68,18 +69,15 @@ impl fmt::Debug for Env {
 }
 
 impl Env {
-    /// The machine's clock and a random seed.
+    /// The machine's clock and the operating system's randomness.
     pub fn system() -> Self {
-        Self::new(Arc::new(SystemBootClock), fastrand::Rng::new())
+        Self { clock: Arc::new(SystemBootClock), seeded: None, process: None }
     }
 
     /// A given clock and seed: the same inputs then give the same outputs.
     pub fn seeded(clock: Arc<dyn BootClock>, seed: u64) -> Self {
-        Self::new(clock, fastrand::Rng::with_seed(seed))
-    }
-
-    fn new(clock: Arc<dyn BootClock>, random: fastrand::Rng) -> Self {
-        Self { clock, random: Arc::new(Mutex::new(random)), process: None }
+        let random = fastrand::Rng::with_seed(seed);
+        Self { clock, seeded: Some(Arc::new(Mutex::new(random))), process: None }
     }
 
     /// All tasks belong to this process from now on.
@@ -95,29 +93,27 @@ impl Env {
 
     /// 64 random bits.
     pub fn random(&self) -> u64 {
-        self.random.lock().unwrap_or_else(PoisonError::into_inner).u64(..)
+        if let Some(seeded) = &self.seeded {
+            return seeded.lock().unwrap_or_else(PoisonError::into_inner).u64(..);
+        }
+        let (high, low) = Uuid::new_v4().as_u64_pair();
+        // The bits that all such ids share stand in different places of the two.
+        high ^ low.rotate_left(32)
     }
 
     /// A random UUID, version 4.
     pub fn random_uuid(&self) -> Uuid {
-        let high = self.random();
-        let low = self.random();
-        uuid::Builder::from_u128(u128::from(high) << 64 | u128::from(low))
-            .with_variant(uuid::Variant::RFC4122)
-            .with_version(uuid::Version::Random)
-            .into_uuid()
+        let Some(seeded) = &self.seeded else { return Uuid::new_v4() };
+        let mut random = seeded.lock().unwrap_or_else(PoisonError::into_inner);
+        uuid::Builder::from_random_bytes(random.u128(..).to_be_bytes()).into_uuid()
     }
 
-    /// 32 random bytes.
+    /// 16 random bytes.
     ///
-    /// They seed values that become tokens and keys in user code, so on a real node they come from
-    /// the operating system; a seeded node draws them from its seed.
-    pub fn random_seed(&self) -> [u8; 32] {
-        let mut seed = [0; 32];
-        for chunk in seed.chunks_exact_mut(16) {
-            chunk.copy_from_slice(self.random_uuid().as_bytes());
-        }
-        seed
+    /// They seed values that become tokens and keys in user code: who knows those of one run must
+    /// not be able to tell those of another.
+    pub fn random_seed(&self) -> [u8; 16] {
+        self.random_uuid().into_bytes()
     }
 
     /// Waits on the node's own clock.

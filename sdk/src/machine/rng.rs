@@ -10,9 +10,14 @@ pub(crate) struct Xoshiro([u64; 4]);
 impl Xoshiro {
     /// The run's default stream.
     pub(crate) fn new(seed: &[u8]) -> Self {
-        let mut bytes = [0; 32];
-        let len = seed.len().min(32);
-        bytes[..len].copy_from_slice(&seed[..len]);
+        match seed.try_into() {
+            Ok(state) => Self::from_state(state),
+            // One of another length is stretched: zeros would show in the first numbers.
+            Err(_) => Self::named(seed, ""),
+        }
+    }
+
+    fn from_state(bytes: [u8; 32]) -> Self {
         let mut state = [0; 4];
         for (word, chunk) in state.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = u64::from_le_bytes(chunk.try_into().expect("chunks of eight bytes"));
@@ -35,7 +40,7 @@ impl Xoshiro {
                 &XxHash3_64::oneshot_with_seed(index as u64 + 1, &key).to_le_bytes(),
             );
         }
-        Self::new(&derived)
+        Self::from_state(derived)
     }
 }
 
@@ -89,7 +94,25 @@ mod tests {
         );
         assert_ne!(Xoshiro::named(&seed, "a"), Xoshiro::named(&seed, "b"));
         assert_eq!(Xoshiro::named(&seed, "a").next_u64(), GOLDEN_A);
+        // What servers draw today.
+        assert_eq!(Xoshiro::new(&[7; 16]).next_u64(), GOLDEN_SHORT);
+        assert_eq!(Xoshiro::named(&[7; 16], "a").next_u64(), GOLDEN_SHORT_A);
     }
 
     const GOLDEN_A: u64 = 175_757_731_450_817_219;
+    const GOLDEN_SHORT: u64 = 10_388_545_726_136_904_878;
+    const GOLDEN_SHORT_A: u64 = 9_601_270_064_257_380_244;
+
+    #[test]
+    fn a_short_seed_shows_in_all_of_the_first_numbers() {
+        let first = |seed: [u8; 16]| {
+            let mut rng = Xoshiro::new(&seed);
+            [(); 4].map(|()| rng.next_u64())
+        };
+        let (one, other) = (first([1; 16]), first([2; 16]));
+        for (one, other) in one.into_iter().zip(other) {
+            let differ = (one ^ other).count_ones();
+            assert!((12..=52).contains(&differ), "{one:x} {other:x}");
+        }
+    }
 }
