@@ -127,7 +127,7 @@ pub struct Start {
 pub struct Draw {
     /// The new run's id.
     pub run_id: RunId,
-    /// 32 random bytes, the source of the run's own randomness.
+    /// 16 random bytes, the source of the run's own randomness.
     pub seed: Bytes,
 }
 
@@ -446,6 +446,8 @@ pub struct Limits {
     pub id_bytes: u64,
     /// Bytes of the payloads of one command or request together.
     pub payload_bytes: u64,
+    /// Bytes of one record from which on the log tells of it.
+    pub large_record_bytes: u64,
     /// Numbered events of a run.
     pub history_events: u64,
     /// Bytes of a run's history.
@@ -481,6 +483,7 @@ impl Default for Limits {
         Self {
             id_bytes: 1_000,
             payload_bytes: 2 << 20,
+            large_record_bytes: 512 << 10,
             history_events: 51_200,
             history_bytes: 50 << 20,
             pending_activities: 2_000,

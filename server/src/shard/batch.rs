@@ -200,17 +200,18 @@ impl OpenBatch {
         })
     }
 
-    /// Stages what a decision writes.
-    pub(crate) fn stage(&mut self, run_id: RunId, decision: &Decision, boot: Duration) {
+    /// Stages what a decision writes. Tells the bytes of its largest record.
+    pub(crate) fn stage(&mut self, run_id: RunId, decision: &Decision, boot: Duration) -> usize {
         if !decision.writes() {
-            return;
+            return 0;
         }
         let staged = self.touch(run_id, boot);
         let before = (staged.count, staged.bytes);
-        staged.add(decision);
+        let largest = staged.add(decision);
         let added = (staged.count - before.0, staged.bytes - before.1);
         self.count += added.0;
         self.bytes += added.1;
+        largest
     }
 
     /// Lets the next commit take a run along.
@@ -295,9 +296,13 @@ impl OpenBatch {
 }
 
 impl Staged {
-    fn add(&mut self, decision: &Decision) {
+    /// Tells the bytes of the largest record.
+    fn add(&mut self, decision: &Decision) -> usize {
+        let mut largest = 0;
         for record in &decision.records {
-            self.bytes += encode_entry(RECORDS_FIELD, record, &mut self.records);
+            let bytes = encode_entry(RECORDS_FIELD, record, &mut self.records);
+            self.bytes += bytes;
+            largest = largest.max(bytes);
         }
         for request in &decision.requests {
             self.bytes += encode_entry(REQUESTS_FIELD, request, &mut self.records);
@@ -308,6 +313,7 @@ impl Staged {
             self.pending.insert(*number, data);
         }
         self.count += decision.records.len() + decision.requests.len() + decision.pending.len();
+        largest
     }
 }
 
@@ -343,7 +349,9 @@ pub(crate) fn read_row(row: &[u8]) -> Result<JournalRow, prost::DecodeError> {
 
 #[cfg(test)]
 mod tests {
-    use onward_proto::v1::{AcceptedRequest, HistoryEvent, TimerFired, history_event::Attributes};
+    use onward_proto::v1::{
+        AcceptedRequest, HistoryEvent, SignalReceived, TimerFired, history_event::Attributes,
+    };
 
     use super::*;
 
@@ -360,6 +368,28 @@ mod tests {
         let row = read_row(&seal_row(records, 5, 99)).unwrap();
         assert_eq!((row.epoch, row.commit_seq), (5, 99));
         assert_eq!(row.records, vec![record.clone(), record]);
+    }
+
+    #[test]
+    fn staging_tells_the_size_of_the_largest_record_alone() {
+        let record = |bytes: usize| HistoryEvent {
+            attributes: Some(Attributes::SignalReceived(SignalReceived {
+                signal_name: "x".repeat(bytes),
+                ..SignalReceived::default()
+            })),
+            ..HistoryEvent::default()
+        };
+        let mut batch = OpenBatch::default();
+        let mut stage = |records| {
+            let mut decision = Decision::default();
+            decision.records = records;
+            batch.stage(run(1), &decision, Duration::ZERO)
+        };
+        assert_eq!(stage(vec![]), 0);
+        let largest = stage(vec![record(10), record(1_000), record(600)]);
+        assert!((1_000..1_050).contains(&largest), "{largest}");
+        let largest = stage(vec![record(20)]);
+        assert!((20..70).contains(&largest), "{largest}");
     }
 
     fn run(number: u64) -> RunId {

@@ -56,7 +56,7 @@ use super::{
 use crate::{
     background::DueAsk,
     dispatch::Match,
-    engine::{Decision, Effect, Incarnation, Known, SessionId, TaskId, Token},
+    engine::{Decision, Effect, Incarnation, Known, RunIdentity, SessionId, TaskId, Token},
     store::{CommitId, Error as StoreError, Loaded, Resolved, ShardId},
 };
 
@@ -399,7 +399,6 @@ impl Lane {
 
     /// Folds a decision in, stages what it writes, and starts or defers its effects.
     fn apply(&mut self, now: Timestamp, run_id: RunId, decision: Decision) {
-        let boot = self.node.env.boot();
         let entry = self.runs.get_mut(&run_id).expect("decisions are made for runs in memory");
         entry.run.apply(now, &decision, &self.node.limits);
         // A look at all activities, which most decisions have no reason for.
@@ -407,11 +406,30 @@ impl Lane {
         if may_change || !decision.pending.is_empty() {
             self.watch_incident(run_id);
         }
-        self.open.stage(run_id, &decision, boot);
+        self.stage(run_id, &decision);
         // First the run's row: an attempt goes out only behind the row that says it may be out.
         self.settle(run_id);
         for effect in decision.effects {
             self.start_effect(run_id, &effect);
+        }
+    }
+
+    /// Stages what a decision writes, and tells of a record that is uncommonly large.
+    fn stage(&mut self, run_id: RunId, decision: &Decision) {
+        let largest = self.open.stage(run_id, decision, self.node.env.boot());
+        let limit = self.node.limits.large_record_bytes;
+        if largest as u64 > limit
+            && let Some(entry) = self.runs.get(&run_id)
+        {
+            let RunIdentity { workflow_id, workflow_type, .. } = entry.run.identity();
+            tracing::warn!(
+                %workflow_id,
+                %run_id,
+                %workflow_type,
+                bytes = largest,
+                limit,
+                "a run records a large payload"
+            );
         }
     }
 

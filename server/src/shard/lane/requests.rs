@@ -425,8 +425,7 @@ impl Lane {
     }
 
     fn stage_started(&mut self, run_id: RunId, decision: Decision) {
-        let boot = self.node.env.boot();
-        self.open.stage(run_id, &decision, boot);
+        self.stage(run_id, &decision);
         for effect in decision.effects {
             self.start_effect(run_id, &effect);
         }
