@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use onward_proto::Timestamp;
 
-/// An estimate of the database's clock that never runs ahead of it and never runs back.
+/// What is known of the database's clock: the earliest that it can show now, and the latest.
 ///
 /// A reply carries the database's time. True time at the receipt is that time at least, and that
 /// time plus the round trip at most; from then on the node's own clock counts.
@@ -34,13 +34,14 @@ impl DatabaseClock {
         self.error = received.saturating_sub(sent);
     }
 
-    /// The estimate: true time is this or later.
+    /// True time is this or later. It never runs back.
     pub fn earliest(&self, boot: Duration) -> Timestamp {
         let age = boot.saturating_sub(self.received);
         (self.database + age.saturating_sub(drift(age))).max(self.floor)
     }
 
-    /// The estimate plus its error: true time is this or earlier.
+    /// True time is this or earlier. A better reply may take it back by the error that is gone; a
+    /// run keeps its own records in order.
     pub fn latest(&self, boot: Duration) -> Timestamp {
         let age = boot.saturating_sub(self.received);
         (self.database + age + self.error + drift(age)).max(self.floor)

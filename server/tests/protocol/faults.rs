@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use onward_proto::v1::{self, WorkflowStatus};
-use onward_server::store::{CallKind, Fault, ListRuns, Plan, Store as _};
+use onward_server::store::{CallKind, Fault, ListRuns, Plan, ShardId, Store as _};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::Code;
 
@@ -322,20 +322,44 @@ async fn a_lease_counts_from_the_first_attempt_whose_reply_was_lost() {
     assert!(!matches!(told, Ok(Ok(_))), "two owners answer: {told:?}");
 }
 
+/// An owner's lease runs out while a read of its own is on its way, and comes back to it.
+struct Gap {
+    begun: Instant,
+    /// Batches that were there before.
+    batches: Vec<(ShardId, u64, u64)>,
+}
+
+impl Gap {
+    /// From now on the owner reads while a successor may own the shard, and hears of it when the lease is
+    /// its own again.
+    fn begin(owner: &Stage) -> Self {
+        let travels = Plan { before: 6 * SECOND, after: 3 * SECOND, fault: None };
+        owner.store.faults().set_planner(move |kind| match kind {
+            CallKind::Read => travels,
+            _ => Plan::fault(Fault::Refuse),
+        });
+        Self { begun: Instant::now(), batches: owner.store.batches() }
+    }
+
+    /// The read has seen what the successor did, which a failover loses.
+    async fn end(self, owner: &Stage, successor: &Stage) {
+        assert!(self.begun.elapsed() < 6 * SECOND, "{:?}", self.begun.elapsed());
+        sleep_until(self.begun + 7 * SECOND).await;
+        successor.cut_off();
+        while owner.store.batches() != self.batches {
+            owner.store.rewind(1).unwrap();
+        }
+        owner.store.faults().clear();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_read_over_a_gap_of_the_lease_does_not_count() {
     let owner = Stage::begin();
     let mut client = owner.client().await;
     let thief = Stage::with_memory(owner.store.connect(), 1 << 20);
     sleep(10 * SECOND).await;
-    let own_batches = owner.store.batches();
-    // It reads while its successor owns the shard, and hears of it when the lease is its own again.
-    let travels = Plan { before: 6 * SECOND, after: 3 * SECOND, fault: None };
-    owner.store.faults().set_planner(move |kind| match kind {
-        CallKind::Read => travels,
-        _ => Plan::fault(Fault::Refuse),
-    });
-    let begun = Instant::now();
+    let gap = Gap::begin(&owner);
     let reject = v1::StartWorkflowRequest {
         id_reuse_policy: v1::IdReusePolicy::Reject.into(),
         ..start("one")
@@ -344,15 +368,7 @@ async fn what_is_read_over_a_gap_of_the_lease_does_not_count() {
     let mut successor = thief.client().await;
     successor.start_workflow(start("one")).await.unwrap();
     successor.terminate_workflow(terminate("one")).await.unwrap();
-    assert!(begun.elapsed() < 6 * SECOND, "{:?}", begun.elapsed());
-
-    // A failover loses all that the successor did.
-    sleep_until(begun + 7 * SECOND).await;
-    thief.cut_off();
-    while owner.store.batches() != own_batches {
-        owner.store.rewind(1).unwrap();
-    }
-    owner.store.faults().clear();
+    gap.end(&owner, &thief).await;
     let started = starts.await.unwrap().unwrap().into_inner();
     assert!(started.started, "a run that was never there: {started:?}");
 }
@@ -366,25 +382,11 @@ async fn a_task_history_that_is_read_over_a_gap_of_the_lease_does_not_count() {
     let mut worker = owner.worker().await;
     client.start_workflow(start("one")).await.unwrap();
     let task = worker.task().await;
-    let own_batches = owner.store.batches();
-    let travels = Plan { before: 6 * SECOND, after: 3 * SECOND, fault: None };
-    owner.store.faults().set_planner(move |kind| match kind {
-        CallKind::Read => travels,
-        _ => Plan::fault(Fault::Refuse),
-    });
-    let begun = Instant::now();
+    let gap = Gap::begin(&owner);
     let (mut calls, request) = (worker.calls.clone(), task_history_of(&task));
     let page = tokio::spawn(async move { calls.task_history(request).await });
     thief.client().await.signal_workflow(signal("one")).await.unwrap();
-    assert!(begun.elapsed() < 6 * SECOND, "{:?}", begun.elapsed());
-
-    // A failover loses the signal, and the lease is the owner's again.
-    sleep_until(begun + 7 * SECOND).await;
-    thief.cut_off();
-    while owner.store.batches() != own_batches {
-        owner.store.rewind(1).unwrap();
-    }
-    owner.store.faults().clear();
+    gap.end(&owner, &thief).await;
     let page = page.await.unwrap();
     let refused = page.map(|page| kinds(&page.get_ref().events)).unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
