@@ -4,12 +4,11 @@ mod chaos;
 mod fuzz;
 mod histories;
 mod mutants;
-mod net;
 mod page;
 mod processes;
 mod seeded;
-mod sim;
 mod soak;
+mod stories;
 
 use std::process::ExitCode;
 
@@ -27,9 +26,9 @@ enum Command {
     /// Feeds every decoder and parser what it does not expect, or a server random calls.
     Fuzz(fuzz::Args),
     /// Plays stories of whole nodes, workers and clients in virtual time, each from its seed.
-    Sim(sim::Args),
+    Sim(stories::Args),
     /// Plays stories of servers, workers and clients on a simulated network, each from its seed.
-    Net(net::Args),
+    Net(stories::Args),
     /// Turns on bugs one by one, and shows that the simulation finds each.
     Seeded(seeded::Args),
     /// Lets everything happen to real servers, workers and databases while programs go through.
@@ -47,8 +46,8 @@ enum Command {
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Fuzz(args) => fuzz::run(&args),
-        Command::Sim(args) => sim::run(&args),
-        Command::Net(args) => net::run(&args),
+        Command::Sim(args) => stories::run::<onward_simulation::Story>(&args),
+        Command::Net(args) => stories::run::<onward_network::Story>(&args),
         Command::Seeded(args) => seeded::run(&args),
         Command::Chaos(args) => chaos::run(&args),
         Command::Soak(args) => soak::run(&args),

@@ -100,7 +100,7 @@ fn hunt<T: onward_simulation::Tale>(
         first: args.seed,
         seeds: args.seeds,
         within: Some(Duration::from_secs(args.seconds)),
-        threads: args.threads.unwrap_or_else(crate::sim::cores),
+        threads: args.threads.unwrap_or_else(crate::stories::cores),
         shrink: false,
     };
     let failure = suite.run::<T>().failure;

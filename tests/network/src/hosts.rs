@@ -70,7 +70,7 @@ pub(crate) async fn run_worker(world: Rc<World>, place: usize) -> turmoil::Resul
     let name = format!("{}-{birth}", worker(place));
     world.diary.write(format_args!("{} starts as {birth}", worker(place)));
     let seed = chance(world.story.seed, &name).u64(..);
-    let pen = Pen::new(&world.diary, &world.notes);
+    let pen = Pen::new(&world.diary, &world.notes, Some(place));
     world.pens.borrow_mut()[place] = Some(Arc::clone(&pen));
     let pinned = Some(place % world.story.servers);
     let client = client(&world, &worker(place), &name, pinned, PATIENCE, seed);

@@ -109,6 +109,8 @@ pub struct Story {
 }
 
 impl Tale for Story {
+    const LAYER: &'static str = "net";
+    const MANY: u64 = 40;
     const SOMETIMES: &'static [&'static str] = SOMETIMES;
     const TWICE: u64 = 10;
 

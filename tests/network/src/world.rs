@@ -144,7 +144,7 @@ impl World {
         };
         let diary = Diary::on(now.clone());
         let notes = Notes::default();
-        Pen::new(&diary, &notes).lend();
+        Pen::new(&diary, &notes, None).lend();
         let roads = Roads {
             diary: diary.clone(),
             nodes: Mutex::new((0..story.servers).map(|_| None).collect()),
@@ -214,7 +214,7 @@ impl World {
         });
         log.snapshots = self.snapshots.take();
         log.disturbances = self.diary.disturbances();
-        evidence::count(&log, &self.diary);
+        evidence::take_down(&log, &self.diary);
         Played {
             report: onward_checker::check(&log),
             trace: self.diary.trace(),
@@ -266,16 +266,6 @@ impl World {
         let mut log = found.take().expect("the loop ends with it");
         // Runs that still go on have their notes as well: these are read last.
         (log.executions, log.waits) = notes::assemble(self.notes.drain());
-        for run in &log.runs {
-            self.diary.write(format_args!(
-                "{} {} {:?}: {} rows, {} events",
-                run.workflow_id,
-                run.run_id,
-                run.status,
-                run.journal.len(),
-                run.history.len()
-            ));
-        }
         Ok(log)
     }
 

@@ -300,7 +300,8 @@ impl Customer {
         .map_err(|error| format!("its termination: {error}"))
     }
 
-    /// Makes a request, and now and then the same one again.
+    /// Makes a request, and now and then the same one again. Sometimes somebody looks while it is
+    /// under way.
     pub(crate) async fn twice<F, Fut>(
         &self,
         rng: &mut fastrand::Rng,
@@ -320,7 +321,17 @@ impl Customer {
                 sleep(up_to(rng, self.pace.again)).await;
             }
             let began_us = self.book.now_us();
-            let answer = self.patiently(ask()).await;
+            let answer = async { (self.patiently(ask()).await, self.book.now_us()) };
+            let (answer, ended_us) = if n == 0 && self.besides.cue.is_some() && rng.u8(0..3) == 0 {
+                let look = async {
+                    sleep(up_to(rng, AT_ONCE)).await;
+                    let looker = Self { name: format!("{}-beside", self.name), ..self.clone() };
+                    looker.describe(workflow_id).await;
+                };
+                tokio::join!(answer, look).0
+            } else {
+                answer.await
+            };
             let outcome = match &answer {
                 Ok((run_id, started)) => {
                     Outcome::Ok(Reply { run_id: *run_id, started: *started, shown: None })
@@ -333,7 +344,7 @@ impl Customer {
                 request_id: Some(uuid(request_id)),
                 call,
                 began_us,
-                ended_us: self.book.now_us(),
+                ended_us,
                 outcome,
             });
             first.get_or_insert(answer);

@@ -455,7 +455,8 @@ fn local_work(rng: &mut fastrand::Rng) -> Work {
         1 => Fate::Terminal,
         _ => Fate::Value,
     };
-    let takes_ms = if rng.u8(0..3) == 0 { rng.u64(1..2_000) } else { 0 };
+    // A task that is open for long has time to be given to another worker.
+    let takes_ms = if rng.bool() { rng.u64(1..4_000) } else { 0 };
     Work { fails: rng.u32(0..5).saturating_sub(3), takes_ms, heartbeat_ms: None, fate }
 }
 

@@ -140,7 +140,7 @@ fn cue(notes: Notes) -> Cue {
         async move {
             loop {
                 match happens.recv().await {
-                    Ok(happened) if happened != run_id => {}
+                    Ok(happening) if happening.run_id != run_id => {}
                     // Of those that were missed one may have been this run.
                     Ok(_) | Err(RecvError::Lagged(_)) => return,
                     Err(RecvError::Closed) => std::future::pending().await,

@@ -43,9 +43,17 @@ async fn run(
     }
 }
 
-/// Takes down what was reached.
-pub fn count(log: &Log, diary: &Diary) {
+/// Takes down what became of each run, and what was reached.
+pub fn take_down(log: &Log, diary: &Diary) {
     for run in &log.runs {
+        diary.write(format_args!(
+            "{} {} {:?}: {} rows, {} events",
+            run.workflow_id,
+            run.run_id,
+            run.status,
+            run.journal.len(),
+            run.history.len()
+        ));
         diary.reached(format!("run {:?}", run.status));
         for event in &run.history {
             if let Some(attributes) = &event.attributes {

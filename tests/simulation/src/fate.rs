@@ -10,13 +10,16 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{diary::chance, story::Trouble, weather::Weather, world::World};
+use crate::{
+    diary::chance, net::Link, notebook::Happening, story::Trouble, weather::Weather, world::World,
+};
 
 /// Lets the story's troubles happen for as long as it lasts, then mends everything.
 pub(crate) async fn befall(world: &Rc<World>) {
     let mut rng = chance(world.story.seed, "fate");
     // What is lost in the last of all troubles no later one brings back.
-    let last = [None, Some(Trouble::PowerCut), Some(Trouble::CutWorker)][rng.usize(0..3)];
+    let (power, workers) = (Some(Trouble::PowerCut), Some(Trouble::CutWorker));
+    let last = [None, power, power, workers][rng.usize(0..4)];
     let last = last.filter(|trouble| world.story.has(*trouble));
     let lasts = world.story.lasts;
     let lasts = if last.is_some() { lasts.mul_f64(0.1 + 0.5 * rng.f64()) } else { lasts };
@@ -56,8 +59,8 @@ const AT_WORK: Duration = Duration::from_secs(20);
 
 /// Everything but the database is killed at once and begins again.
 async fn lose_power(world: &World, rng: &mut fastrand::Rng) {
-    let (dark, unreadable) = (Duration::from_millis(rng.u64(1..3_000)), rng.u8(0..4) > 0);
-    at_work(world, rng).await;
+    let (dark, unreadable) = (Duration::from_millis(rng.u64(1..3_000)), rng.u8(0..8) > 0);
+    at_work(world, rng, false).await;
     world.diary.write(format_args!("the power fails for {dark:?}"));
     world.diary.reached("PowerCut");
     world.diary.disturbed();
@@ -80,8 +83,30 @@ async fn lose_power(world: &World, rng: &mut fastrand::Rng) {
         world.start_worker(place).await;
     }
     // Until the shards have been taken again, and some time longer.
-    sleep(Duration::from_millis(rng.u64(4_000..9_000))).await;
+    sleep(Duration::from_millis(rng.u64(6_000..10_000))).await;
     world.stage.weather.lock().unwrap().unreadable = false;
+    world.diary.disturbed();
+}
+
+/// A worker that is at work reaches no server for a while, or none does.
+async fn cut_workers(world: &World, rng: &mut fastrand::Rng) {
+    let workers = world.story.workers;
+    let places = if rng.u8(0..4) == 0 {
+        0..workers
+    } else {
+        let worker = at_work(world, rng, false).await;
+        let place = worker.unwrap_or_else(|| rng.usize(0..workers));
+        place..place + 1
+    };
+    // Half of them just longer than what is out waits for its worker.
+    let lasts = if rng.bool() { 10_000..15_000 } else { 1..30_000 };
+    let lasts = Duration::from_millis(rng.u64(lasts));
+    world.diary.write(format_args!("workers {places:?} reach nobody for {lasts:?}"));
+    world.diary.reached("CutWorker");
+    world.diary.disturbed();
+    places.clone().for_each(|place| world.stage.cut_worker(place, true));
+    sleep(lasts).await;
+    places.for_each(|place| world.stage.cut_worker(place, false));
     world.diary.disturbed();
 }
 
@@ -89,7 +114,7 @@ async fn lose_power(world: &World, rng: &mut fastrand::Rng) {
 /// back, and not to all of them for long.
 async fn lose_workers(world: &World, rng: &mut fastrand::Rng) {
     let places = 0..world.story.workers;
-    at_work(world, rng).await;
+    at_work(world, rng, false).await;
     world.diary.write("no worker reaches a server");
     world.diary.disturbed();
     places.clone().for_each(|place| world.stage.cut_worker(place, true));
@@ -99,24 +124,37 @@ async fn lose_workers(world: &World, rng: &mut fastrand::Rng) {
     world.diary.disturbed();
 }
 
-/// Waits until something happens in a run, and a moment longer.
-async fn at_work(world: &World, rng: &mut fastrand::Rng) {
+/// Waits until an activity, or a local one, begins on a worker, and a moment longer. Tells on which.
+async fn at_work(world: &World, rng: &mut fastrand::Rng, local: bool) -> Option<usize> {
     let mut happens = world.notes.listen();
-    let _ = timeout(AT_WORK, happens.recv()).await;
+    let begins = async {
+        loop {
+            // Of those that were missed none is waited for.
+            if let Ok(Happening { worker: Some(worker), local: is_local, .. }) =
+                happens.recv().await
+                && (is_local || !local)
+            {
+                return worker;
+            }
+        }
+    };
+    let worker = timeout(AT_WORK, begins).await.ok();
     sleep(Duration::from_micros(rng.u64(1..30_000))).await;
+    worker
 }
 
-/// The connection of a worker breaks when something happens in a run, maybe there.
+/// The connection of a worker breaks when an activity has begun there.
 async fn break_worker(world: &World, rng: &mut fastrand::Rng) {
-    at_work(world, rng).await;
-    let links = world.stage.links.lock().unwrap();
-    let open: Vec<_> =
-        links.iter().filter(|link| link.is_open() && link.way.worker.is_some()).collect();
-    if !open.is_empty() {
-        world.diary.write("a worker's connection breaks");
-        world.diary.disturbed();
-        open[rng.usize(0..open.len())].cut();
+    let local = rng.u8(0..3) > 0;
+    let Some(worker) = at_work(world, rng, local).await else { return };
+    if local {
+        // A task that is open for long is given to another worker, who is shown more.
+        sleep(Duration::from_millis(rng.u64(1..2_000))).await;
     }
+    world.diary.write(format_args!("the connections of worker {worker} break"));
+    world.diary.disturbed();
+    let links = world.stage.links.lock().unwrap();
+    links.iter().filter(|link| link.way.worker == Some(worker)).for_each(Link::cut);
 }
 
 /// Takes down which runs are open.
@@ -192,22 +230,9 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             return Some(tokio::task::spawn_local(async move { lose_power(&own, &mut rng).await }));
         }
         Trouble::CutWorker => {
-            // One of them, or all.
-            let all = rng.u8(0..3) == 0;
-            let workers = world.story.workers;
-            let place = rng.usize(0..workers);
-            let places = if all { 0..workers } else { place..place + 1 };
-            // Half of them just longer than what is out waits for its worker.
-            let lasts = if rng.bool() { 10_000..15_000 } else { 1..30_000 };
-            let lasts = Duration::from_millis(rng.u64(lasts));
-            diary.write(format_args!("workers {places:?} reach nobody for {lasts:?}"));
-            diary.reached(format!("{trouble:?}"));
-            diary.disturbed();
-            places.clone().for_each(|place| own.stage.cut_worker(place, true));
+            let mut rng = rng.fork();
             return Some(tokio::task::spawn_local(async move {
-                sleep(lasts).await;
-                places.for_each(|place| own.stage.cut_worker(place, false));
-                own.diary.disturbed();
+                cut_workers(&own, &mut rng).await;
             }));
         }
         Trouble::ReadOnly => {
@@ -275,7 +300,7 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             if !open.is_empty() {
                 diary.reached(format!("{trouble:?}"));
                 let link = open[rng.usize(0..open.len())].clone();
-                match rng.u8(0..3) {
+                match rng.u8(0..4) {
                     0 => link.cut_behind(rng.u32(1..4)),
                     1 => {
                         diary.write("a connection breaks");

@@ -9,7 +9,6 @@ use std::{
 };
 
 use onward_programs::notes::{self, Note, Notebook, Noted};
-
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
@@ -18,11 +17,22 @@ use crate::diary::Diary;
 /// Notes that somebody who listens may be behind.
 const BEHIND: usize = 256;
 
+/// A note is taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Happening {
+    /// Of this run.
+    pub run_id: Uuid,
+    /// By the worker at this place, if that is known.
+    pub worker: Option<usize>,
+    /// Of an activity that began in the middle of a workflow task.
+    pub local: bool,
+}
+
 /// All notes of a world.
 #[derive(Debug, Clone)]
 pub struct Notes {
     taken: Arc<Mutex<Vec<Noted>>>,
-    happens: broadcast::Sender<Uuid>,
+    happens: broadcast::Sender<Happening>,
 }
 
 impl Default for Notes {
@@ -37,8 +47,8 @@ impl Notes {
         std::mem::take(&mut *self.taken.lock().unwrap()).into_iter()
     }
 
-    /// Hears of which runs notes are taken from now on.
-    pub fn listen(&self) -> broadcast::Receiver<Uuid> {
+    /// Hears what notes are taken from now on.
+    pub fn listen(&self) -> broadcast::Receiver<Happening> {
         self.happens.subscribe()
     }
 }
@@ -53,14 +63,16 @@ thread_local! {
 pub struct Pen {
     diary: Diary,
     notes: Notes,
+    /// The worker's place among the workers; `None` for workflow code, which does not know it.
+    place: Option<usize>,
     alive: AtomicBool,
 }
 
 impl Pen {
-    /// A process begins.
-    pub fn new(diary: &Diary, notes: &Notes) -> Arc<Self> {
+    /// A process begins, maybe the worker at this place.
+    pub fn new(diary: &Diary, notes: &Notes, place: Option<usize>) -> Arc<Self> {
         let (diary, notes) = (diary.clone(), notes.clone());
-        Arc::new(Self { diary, notes, alive: AtomicBool::new(true) })
+        Arc::new(Self { diary, notes, place, alive: AtomicBool::new(true) })
     }
 
     /// Its process is gone.
@@ -84,14 +96,14 @@ impl Notebook for Pen {
     fn take(&self, note: Note) {
         if self.alive.load(Ordering::Relaxed) {
             let at_us = self.diary.now_us();
-            let run_id = match &note {
-                Note::Began(execution) => Some(execution.run_id),
-                Note::Asked { run_id, .. } | Note::Woke { run_id, .. } => Some(*run_id),
+            let what = match &note {
+                Note::Began(execution) => Some((execution.run_id, execution.local)),
+                Note::Asked { run_id, .. } | Note::Woke { run_id, .. } => Some((*run_id, false)),
                 Note::Ended { .. } => None,
             };
-            if let Some(run_id) = run_id {
+            if let Some((run_id, local)) = what {
                 // Nobody may care.
-                let _ = self.notes.happens.send(run_id);
+                let _ = self.notes.happens.send(Happening { run_id, worker: self.place, local });
             }
             self.notes.taken.lock().unwrap().push(Noted { at_us, note });
         }

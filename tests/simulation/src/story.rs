@@ -124,7 +124,7 @@ impl Story {
             Trouble::ALL.into_iter().filter(|_| rng.u8(0..100) < share).collect();
         // What was thought of later has a chance of its own, so that old seeds stay what they were.
         let mut later = chance(seed, "later");
-        troubles.extend(Trouble::LATER.into_iter().filter(|_| later.u8(0..100) < share));
+        troubles.extend(Trouble::LATER.into_iter().filter(|_| later.u8(0..100) < share.max(40)));
         // These change what the others mean, so they are rarer.
         for (rare, one_in) in [(Trouble::StepClock, 4), (Trouble::Rewind, 6)] {
             if rng.u8(0..one_in) != 0 {
@@ -152,7 +152,7 @@ impl Story {
             workers: rng.usize(hosts..4),
             orders,
             contenders: if rng.u8(0..3) == 0 { rng.usize(2..5) } else { 0 },
-            away: [0, 50, 100][later.usize(0..3)],
+            away: [0, 50, 100, 100][later.usize(0..4)],
             pests: rng.usize(0..3),
             troubles,
             lasts: Duration::from_secs(rng.u64(30..600)),

@@ -21,7 +21,11 @@ use crate::{
 
 /// What a seed decides, and what is played then.
 pub trait Tale: Clone + fmt::Debug + Send + Sized {
-    /// What must have happened in a suite of some size, or the rest says little.
+    /// What the layer of such stories is called.
+    const LAYER: &'static str;
+    /// From so many of them on, all of [`SOMETIMES`](Self::SOMETIMES) has to be reached.
+    const MANY: u64;
+    /// What must have happened in that many, or the rest says little.
     const SOMETIMES: &'static [&'static str];
     /// One in so many seeds is played twice.
     const TWICE: u64;
@@ -43,7 +47,7 @@ pub trait Tale: Clone + fmt::Debug + Send + Sized {
         true
     }
 
-    /// What many of them add up to, in one line.
+    /// What many of them add up to, in one line of figures.
     fn sum_up(summary: &Summary<Self>) -> String;
 }
 
@@ -359,6 +363,8 @@ impl<T: Tale> fmt::Display for Summary<T> {
 }
 
 impl Tale for Story {
+    const LAYER: &'static str = "sim";
+    const MANY: u64 = 200;
     const SOMETIMES: &'static [&'static str] = SOMETIMES;
     const TWICE: u64 = 50;
 
@@ -385,7 +391,7 @@ impl Tale for Story {
             ["refused", "lost", "ghost", "stolen"].iter().any(|end| name.ends_with(end))
         };
         format!(
-            "SIM seeds={} vtime={days:.2}d ratio={ratio:.0}x runs={} events={} acks={} unknown={} \
+            "seeds={} vtime={days:.2}d ratio={ratio:.0}x runs={} events={} acks={} unknown={} \
              crashes={} freezes={} links={} store_err={} clock={} rewinds={} sometimes={}/{} \
              determinism={}/{} violations={} stuck={} wall={:.0}s",
             summary.seeds,

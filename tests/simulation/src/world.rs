@@ -131,7 +131,7 @@ impl World {
             story: story.clone(),
         };
         let notes = Notes::default();
-        Pen::new(&diary, &notes).lend();
+        Pen::new(&diary, &notes, None).lend();
         let book = {
             let diary = diary.clone();
             Book::new(move || diary.now_us())
@@ -222,7 +222,7 @@ impl World {
         let birth = self.next_birth();
         let seed = chance(self.story.seed, format_args!("worker {birth}")).u64(..);
         let name = format!("worker-{place}-{birth}");
-        let pen = Pen::new(&self.diary, &self.notes);
+        let pen = Pen::new(&self.diary, &self.notes, Some(place));
         let caller = Caller::Worker { host: place % self.story.hosts, place };
         let client = self.client(&name, caller, seed);
         let worker = Worker::builder(client, QUEUE)
@@ -281,17 +281,7 @@ impl World {
         log.lost = self.lost.take();
         log.disturbances = self.diary.disturbances();
         log.clock_stepped = self.clock_offset.load(Ordering::Relaxed) != 0;
-        for run in &log.runs {
-            self.diary.write(format_args!(
-                "{} {} {:?}: {} rows, {} events",
-                run.workflow_id,
-                run.run_id,
-                run.status,
-                run.journal.len(),
-                run.history.len()
-            ));
-        }
-        evidence::count(&log, &self.diary);
+        evidence::take_down(&log, &self.diary);
         Played {
             report: onward_checker::check(&log),
             trace: self.diary.trace(),

@@ -1,8 +1,10 @@
-//! `cargo xtask sim`: the core simulation.
+//! `cargo xtask sim` and `cargo xtask net`: stories, each from its seed.
 
 use std::{num::NonZero, process::ExitCode, thread, time::Duration};
 
-use onward_simulation::{Story, Suite};
+use onward_simulation::{Suite, Tale};
+
+use crate::processes::commit;
 
 /// Which stories.
 #[derive(clap::Args)]
@@ -24,7 +26,7 @@ pub(crate) struct Args {
     verbose: bool,
 }
 
-pub(crate) fn run(args: &Args) -> ExitCode {
+pub(crate) fn run<T: Tale>(args: &Args) -> ExitCode {
     let suite = Suite {
         first: args.seed,
         seeds: args.seeds.unwrap_or(1),
@@ -32,8 +34,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         threads: args.threads.unwrap_or_else(cores),
         shrink: true,
     };
-    println!("sim: seeds {}..={}", suite.first, suite.first + suite.seeds - 1);
-    let summary = suite.run::<Story>();
+    println!("{}: seeds {}..={}", T::LAYER, suite.first, suite.first + suite.seeds - 1);
+    let summary = suite.run::<T>();
     if let Some(failure) = &summary.failure {
         println!("{failure}");
     }
@@ -42,11 +44,11 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         println!("counts: {:#?}", summary.counts());
     }
     // A few seeds need not reach everything.
-    let wrong = summary.wrong().filter(|_| summary.failure.is_some() || summary.seeds >= FEW);
+    let wrong = summary.wrong().filter(|_| summary.failure.is_some() || summary.seeds >= T::MANY);
     if let Some(wrong) = &wrong {
-        println!("sim: {wrong}");
+        println!("{}: {wrong}", T::LAYER);
     }
-    println!("{summary}");
+    println!("{} commit={} {summary}", T::LAYER.to_uppercase(), commit());
     if wrong.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -54,6 +56,3 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
-
-/// From so many seeds on, everything has to be reached.
-const FEW: u64 = 200;
