@@ -129,6 +129,7 @@ macro_rules! on_both_stores {
 on_both_stores! {
     ids_that_are_none
     payloads_that_are_too_large
+    a_payload_that_is_large_and_taken
     many_large_activities_in_one_task
     one_activity_more_than_may_be_pending
     bytes_that_are_no_text_and_no_message
@@ -212,6 +213,21 @@ async fn payloads_that_are_too_large(stage: Stage) {
         let returned = returns_too_much(client, bytes).queue(QUEUE).await.unwrap_err();
         assert!(returned.to_string().contains("payload_bytes_per_command"), "{returned:?}");
     }
+    stage.end().await;
+}
+
+async fn a_payload_that_is_large_and_taken(stage: Stage) {
+    stage.neighbour().await;
+    for (workflow_id, bytes) in [("below", 500 << 10), ("above", 600 << 10)] {
+        let arguments = vec![json(&format!("\"{}\"", "x".repeat(bytes)))];
+        let request = v1::StartWorkflowRequest { arguments, ..start(workflow_id) };
+        stage.client.raw().start_workflow(request).await.unwrap();
+    }
+    let log = stage.server.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("a large payload")).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("above") && told[0].contains("524288"), "{told:?}");
+    assert!(!log.contains("xxxx"), "payloads are no business of the log");
     stage.end().await;
 }
 
