@@ -40,6 +40,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let Some(summary) = block_on(onward_chaos::run(options)) else { return ExitCode::FAILURE };
     if args.verbose {
         println!("looked: {:?}", summary.looked());
+        println!("rules skipped: {:?}", summary.rules_skipped());
         println!("troubles: {:#?}", summary.troubles());
     }
     if let Some(skipped) = summary.skipped() {

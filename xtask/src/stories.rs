@@ -41,6 +41,7 @@ pub(crate) fn run<T: Tale>(args: &Args) -> ExitCode {
     }
     if args.verbose {
         println!("looked: {:?}", summary.looked());
+        println!("skipped: {:?}", summary.report.skipped());
         println!("counts: {:#?}", summary.counts());
     }
     // A few seeds need not reach everything.

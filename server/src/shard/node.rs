@@ -134,6 +134,11 @@ impl Node {
         &self.metrics
     }
 
+    /// This process, as the store knows it.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
     /// Whether every shard is served here.
     pub fn is_ready(&self) -> bool {
         let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);

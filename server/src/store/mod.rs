@@ -16,7 +16,7 @@ mod row;
 mod sqlite;
 
 pub use crate::engine::HistorySize;
-pub use memory::{CallKind, DatabaseClock, Fault, Faults, MemoryStore, Plan};
+pub use memory::{CallKind, DatabaseClock, Fault, Faults, MemoryStore, Ownership, Plan};
 pub use open::{OpenError, OpenOptions, check_url, open};
 pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;

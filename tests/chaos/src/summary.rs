@@ -63,6 +63,11 @@ impl Summary {
         self.report.looked()
     }
 
+    /// The rules of the checker that a run like this has nothing to look at for.
+    pub fn rules_skipped(&self) -> Vec<&'static str> {
+        self.report.skipped()
+    }
+
     fn count(&self, kinds: &[Trouble]) -> u64 {
         kinds.iter().filter_map(|kind| self.troubles.get(kind)).sum()
     }

@@ -8,7 +8,8 @@ use crate::{
     judge::Report,
     log::{
         Batch, Call, Conflict, End, Ending, Execution, JournalRow, Listed, Operation, Outcome,
-        Read, Refusal, Replay, Reply, Reuse, Run, Shown, Snapshot, Wait, Wake, fingerprint,
+        Owner, Read, Refusal, Replay, Reply, Reuse, Run, Shown, Snapshot, Wait, Wake, Well,
+        fingerprint,
     },
     rules::RULES,
 };
@@ -63,6 +64,13 @@ fn scheduled(number: u32) -> Attributes {
 
 fn signal(request: u128) -> Attributes {
     Attributes::SignalReceived(v1::SignalReceived {
+        request_id: bytes(uuid(request)),
+        ..Default::default()
+    })
+}
+
+fn cancel_requested(request: u128) -> Attributes {
+    Attributes::WorkflowExecutionCancelRequested(v1::WorkflowExecutionCancelRequested {
         request_id: bytes(uuid(request)),
         ..Default::default()
     })
@@ -128,7 +136,7 @@ fn ok(mut operation: Operation, run_id: u128, started: bool) -> Operation {
 }
 
 fn shows(mut operation: Operation, run_id: u128, status: WorkflowStatus) -> Operation {
-    let (events, closed_at_us) = if status == WorkflowStatus::Running { (2, 0) } else { (2, 11) };
+    let (events, closed_at_us) = if status == WorkflowStatus::Running { (1, 0) } else { (2, 11) };
     let shown = Shown { status, events, closed_at_us };
     let reply = Reply { run_id: uuid(run_id), started: false, shown: Some(shown) };
     operation.outcome = Outcome::Ok(reply);
@@ -139,7 +147,7 @@ const START: Call = Call::Start { reuse: Reuse::Allow, conflict: Conflict::Fail 
 
 pub(crate) fn good() -> Log {
     let timed_out = v1::ActivityTimedOut { number: 3, kind: 1, attempt: 1, ..Default::default() };
-    let one = run(
+    let mut one = run(
         "one",
         1,
         1,
@@ -165,17 +173,8 @@ pub(crate) fn good() -> Log {
                     }),
                 ),
             ],
-            vec![(12, signal(102)), (13, signal(103))],
+            vec![(12, signal(102)), (13, signal(103)), (15, cancel_requested(104))],
             vec![
-                (
-                    15,
-                    Attributes::WorkflowExecutionCancelRequested(
-                        v1::WorkflowExecutionCancelRequested {
-                            request_id: bytes(uuid(104)),
-                            ..Default::default()
-                        },
-                    ),
-                ),
                 (30, Attributes::TimerFired(v1::TimerFired { number: 2 })),
                 (60, Attributes::ActivityTimedOut(timed_out)),
                 (
@@ -196,6 +195,8 @@ pub(crate) fn good() -> Log {
             ],
         ],
     );
+    // All others have begun and ended meanwhile.
+    one.journal[2].commit_seq = 8;
     let shared = run(
         "shared",
         2,
@@ -292,8 +293,21 @@ pub(crate) fn good() -> Log {
         batches: (0..9).map(|commit_seq| Batch { shard: 0, commit_seq, epoch: 1 }).collect(),
         endings: vec![Ending { workflow_id: "one".into(), wrong: None }],
         lost: Vec::new(),
+        left: vec![Batch { shard: 0, commit_seq: 4, epoch: 1 }],
         disturbances: Vec::new(),
         clock_stepped: false,
+        well: vec![
+            Well { node: uuid(11), from_us: 0, to_us: Some(2_000_000) },
+            Well { node: uuid(12), from_us: 1_000_000, to_us: None },
+        ],
+        unwell: Vec::new(),
+        owners: vec![
+            Owner { at_us: 5, shard: 0, node: Some(uuid(11)) },
+            Owner { at_us: 6_000_000, shard: 0, node: Some(uuid(12)) },
+        ],
+        ended_us: 60_000_000,
+        held: Vec::new(),
+        lacks: Vec::new(),
         runs,
     }
 }

@@ -1,6 +1,9 @@
 //! Applying rules, and adding up what they say.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use crate::log::Log;
 
@@ -24,6 +27,7 @@ impl fmt::Debug for Rule {
 #[derive(Debug, Default)]
 pub struct Judge {
     looked: u64,
+    skips: bool,
     broken: Vec<String>,
 }
 
@@ -31,6 +35,11 @@ impl Judge {
     /// The rule has looked at one more thing that could have broken it.
     pub(crate) fn look(&mut self) {
         self.looked += 1;
+    }
+
+    /// This log cannot have anything to look at: it says so itself.
+    pub(crate) fn skip(&mut self) {
+        self.skips = true;
     }
 
     /// The rule is broken.
@@ -66,13 +75,14 @@ impl fmt::Display for Violation {
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     looked: BTreeMap<&'static str, u64>,
+    skipped: BTreeSet<&'static str>,
     violations: Vec<Violation>,
 }
 
 /// The sum of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Every rule looked at something, and none is broken.
+    /// Every rule that was not skipped looked at something, and none is broken.
     Pass,
     /// A rule is broken.
     Fail,
@@ -86,7 +96,11 @@ impl Report {
         for rule in rules {
             let mut judge = Judge::default();
             (rule.check)(log, &mut judge);
-            report.looked.insert(rule.name, judge.looked);
+            if judge.skips {
+                report.skipped.insert(rule.name);
+            } else {
+                report.looked.insert(rule.name, judge.looked);
+            }
             report
                 .violations
                 .extend(judge.broken.into_iter().map(|text| Violation { rule: rule.name, text }));
@@ -99,12 +113,19 @@ impl Report {
         for (rule, looked) in other.looked {
             *self.looked.entry(rule).or_default() += looked;
         }
+        self.skipped.extend(other.skipped);
         self.violations.extend(other.violations);
     }
 
     /// How many things each rule has looked at.
     pub fn looked(&self) -> &BTreeMap<&'static str, u64> {
         &self.looked
+    }
+
+    /// The rules of which no log could have had anything to look at.
+    pub fn skipped(&self) -> Vec<&'static str> {
+        let never = |rule: &&&'static str| !self.looked.contains_key(**rule);
+        self.skipped.iter().filter(never).copied().collect()
     }
 
     /// What is broken.
@@ -126,7 +147,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{RULES, check};
+    use crate::{RULES, check, log::Lack};
 
     #[test]
     fn nothing_to_look_at_is_no_pass() {
@@ -134,6 +155,20 @@ mod tests {
             panic!("an empty log proves nothing");
         };
         assert_eq!(idle.len(), RULES.len(), "{idle:?}");
+    }
+
+    #[test]
+    fn a_rule_about_what_a_world_lacks_is_skipped_and_not_void() {
+        let lacks = vec![Lack::Owners, Lack::LostCommits];
+        let lacking = check(&Log { lacks, ..crate::fixture::good() });
+        assert_eq!(lacking.skipped(), ["O3", "O4"]);
+        assert_eq!(lacking.verdict(), Verdict::Pass, "{lacking:#?}");
+        // A world that has it, and nothing of it to look at, does not hide behind another one.
+        let mut idle = lacking.clone();
+        let empty = Log { owners: Vec::new(), left: Vec::new(), ..crate::fixture::good() };
+        idle.absorb(check(&empty));
+        assert_eq!(idle.skipped(), [""; 0]);
+        assert_eq!(idle.verdict(), Verdict::Void(vec!["O3", "O4"]));
     }
 
     #[test]

@@ -41,6 +41,53 @@ pub struct Log {
     /// When the database lost commits that it had acknowledged. Who was answered then may have been
     /// told what is no longer true; that is waived, and nothing else.
     pub lost: Vec<Window>,
+    /// The newest batch that was left of each shard whenever that happened, in this order.
+    pub left: Vec<Batch>,
+    /// When each server process was well: it ran, and reached the database.
+    pub well: Vec<Well>,
+    /// When the database did not do at once what it was asked, or did it later.
+    pub unwell: Vec<Window>,
+    /// Who has owned the shards since when, in the order in which it became so.
+    pub owners: Vec<Owner>,
+    /// Until when that is known.
+    pub ended_us: u64,
+    /// When what a server had sent may not have got through for long.
+    pub held: Vec<Window>,
+    /// What cannot happen in this world, or is not known of it.
+    pub lacks: Vec<Lack>,
+}
+
+/// What a log need not have, so that a rule about it is skipped instead of void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// Who owned the shards when, and which servers were well.
+    Owners,
+    /// Commits that a database lost.
+    LostCommits,
+    /// When what servers had sent was held up.
+    Held,
+}
+
+/// A stretch of time in which a server process was well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Well {
+    /// The process, as the store knows it.
+    pub node: Uuid,
+    /// From when on.
+    pub from_us: u64,
+    /// Until when; `None` if it still is. A process may be well again later.
+    pub to_us: Option<u64>,
+}
+
+/// Since when a shard has had an owner, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// Since when.
+    pub at_us: u64,
+    /// The shard.
+    pub shard: i32,
+    /// Its owner; `None` after it was given up.
+    pub node: Option<Uuid>,
 }
 
 /// A stretch of time.

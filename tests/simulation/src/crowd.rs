@@ -106,6 +106,7 @@ impl World {
             }
             weather.cut = Some(cut);
         }
+        self.stage.note_health();
         self.diary.write(format_args!("{cut:?} for {lasts:?}"));
         self.diary.reached("CutHost");
         self.diary.disturbed();
@@ -129,6 +130,7 @@ impl World {
         tokio::join!(ends, asks);
         sleep_until(end).await;
         self.stage.weather.lock().unwrap().cut = None;
+        self.stage.note_health();
         self.diary.disturbed();
     }
 }

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
+use onward_checker::log::{Well, Window};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// How many lines are kept.
 const LINES: usize = 200;
@@ -37,6 +39,9 @@ struct Pages {
     last: VecDeque<String>,
     counts: BTreeMap<String, u64>,
     disturbances: Vec<u64>,
+    well: Vec<Well>,
+    unwell: Vec<Window>,
+    held: Vec<Window>,
 }
 
 impl fmt::Debug for Diary {
@@ -60,6 +65,9 @@ impl Diary {
             last: VecDeque::new(),
             counts: BTreeMap::new(),
             disturbances: Vec::new(),
+            well: Vec::new(),
+            unwell: Vec::new(),
+            held: Vec::new(),
         };
         Self { clock: Arc::new(clock), pages: Arc::new(Mutex::new(pages)) }
     }
@@ -95,6 +103,43 @@ impl Diary {
     /// When that was, in microseconds.
     pub fn disturbances(&self) -> Vec<u64> {
         self.pages.lock().unwrap().disturbances.clone()
+    }
+
+    /// These server processes are well from now on, and no others.
+    pub(crate) fn are_well(&self, nodes: &[Uuid]) {
+        let now_us = self.now_us();
+        let mut pages = self.pages.lock().unwrap();
+        let mut new = nodes.to_vec();
+        for well in pages.well.iter_mut().filter(|well| well.to_us.is_none()) {
+            match new.iter().position(|node| *node == well.node) {
+                Some(at) => drop(new.swap_remove(at)),
+                None => well.to_us = Some(now_us),
+            }
+        }
+        pages.well.extend(new.into_iter().map(|node| Well { node, from_us: now_us, to_us: None }));
+    }
+
+    /// For so long from now on, the database does not do at once what it is asked.
+    pub(crate) fn is_unwell(&self, lasts: Duration) {
+        let window = self.lasting(lasts);
+        self.pages.lock().unwrap().unwell.push(window);
+    }
+
+    /// For so long from now on, what a server sends may not get through.
+    pub(crate) fn is_held(&self, lasts: Duration) {
+        let window = self.lasting(lasts);
+        self.pages.lock().unwrap().held.push(window);
+    }
+
+    fn lasting(&self, lasts: Duration) -> Window {
+        let now_us = self.now_us();
+        Window { from_us: now_us, to_us: now_us + lasts.as_micros() as u64 }
+    }
+
+    /// When servers and database were well or not, and what was sent was held up.
+    pub(crate) fn health(&self) -> (Vec<Well>, Vec<Window>, Vec<Window>) {
+        let pages = self.pages.lock().unwrap();
+        (pages.well.clone(), pages.unwell.clone(), pages.held.clone())
     }
 
     /// How often what was reached.

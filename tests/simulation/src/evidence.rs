@@ -1,7 +1,7 @@
 //! What a world leaves behind: its store, its histories, and what was reached in it.
 
 use onward::Client;
-use onward_checker::log::{Batch, Call, Log, Outcome, Run};
+use onward_checker::log::{Batch, Call, Log, Outcome, Owner, Run};
 use onward_programs::evidence;
 use onward_proto::{
     RunId,
@@ -20,10 +20,31 @@ pub async fn store(store: &MemoryStore, client: &Client) -> Log {
     }
     let listed = evidence::list(client).await;
     let replays = runs.iter().map(evidence::replay).collect();
+    Log { batches: batches(store), runs, listed, replays, ..Log::default() }
+}
+
+fn batches(store: &MemoryStore) -> Vec<Batch> {
     let batches = store.batches().into_iter();
-    let batches =
-        batches.map(|(shard, commit_seq, epoch)| Batch { shard: shard.0, commit_seq, epoch });
-    Log { batches: batches.collect(), runs, listed, replays, ..Log::default() }
+    batches.map(|(shard, commit_seq, epoch)| Batch { shard: shard.0, commit_seq, epoch }).collect()
+}
+
+/// The newest batch of each shard.
+pub(crate) fn newest_batches(store: &MemoryStore) -> Vec<Batch> {
+    let mut newest = batches(store);
+    newest.reverse();
+    newest.dedup_by_key(|batch| batch.shard);
+    newest
+}
+
+/// Who has owned the shards since when, by the clock of a database that began at `dawn_us` and
+/// never stepped.
+pub(crate) fn owners(store: &MemoryStore, dawn_us: i64) -> Vec<Owner> {
+    let owners = store.owners().into_iter().map(|owned| Owner {
+        at_us: (owned.since.as_micros() - dawn_us).unsigned_abs(),
+        shard: owned.shard_id.0,
+        node: owned.node_id.map(|node| node.0),
+    });
+    owners.collect()
 }
 
 /// Some runs still go on: what is read has to be of one moment.

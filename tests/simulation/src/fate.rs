@@ -11,7 +11,8 @@ use tokio::{
 };
 
 use crate::{
-    diary::chance, net::Link, notebook::Happening, story::Trouble, weather::Weather, world::World,
+    diary::chance, evidence, net::Link, notebook::Happening, story::Trouble, weather::Weather,
+    world::World,
 };
 
 /// Lets the story's troubles happen for as long as it lasts, then mends everything.
@@ -43,6 +44,7 @@ pub(crate) async fn befall(world: &Rc<World>) {
         None => {}
     }
     *world.stage.weather.lock().unwrap() = Weather::default();
+    world.stage.note_health();
     world.database.set_read_only(false);
     world.stage.shaky_workers.lock().unwrap().clear();
     let places = world.stage.hosts.lock().unwrap().len();
@@ -71,6 +73,7 @@ async fn lose_power(world: &World, rng: &mut fastrand::Rng) {
         }
         world.stage.cut_off(place);
     }
+    world.stage.note_health();
     for hand in world.hands.borrow_mut().iter_mut() {
         drop(hand.take());
     }
@@ -239,6 +242,7 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             let lasts = millis(rng, 10_000);
             diary.write(format_args!("the database is read-only for {lasts:?}"));
             own.database.set_read_only(true);
+            diary.is_unwell(lasts);
             diary.reached(format!("{trouble:?}"));
             diary.disturbed();
             return Some(tokio::task::spawn_local(async move {
@@ -256,6 +260,7 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             diary.disturbed();
             host.kill();
             own.stage.cut_off(place);
+            own.stage.note_health();
             return Some(tokio::task::spawn_local(async move {
                 sleep(lasts).await;
                 own.start_host(place);
@@ -272,12 +277,15 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             diary.disturbed();
             host.freeze();
             drop(hosts);
+            own.stage.note_health();
+            diary.is_held(lasts);
             return Some(tokio::task::spawn_local(async move {
                 sleep(lasts).await;
                 // It may have been killed, and be another one by now.
                 if let Some(host) = &mut own.stage.hosts.lock().unwrap()[place] {
                     host.thaw();
                 }
+                own.stage.note_health();
                 own.diary.disturbed();
             }));
         }
@@ -331,6 +339,7 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
             diary.reached(format!("{trouble:?}"));
             diary.disturbed();
             link.stall(there, back);
+            diary.is_held(lasts);
             drop(links);
             return Some(tokio::task::spawn_local(async move {
                 sleep(lasts).await;
@@ -357,6 +366,7 @@ fn befalls(world: &Rc<World>, trouble: Trouble, rng: &mut fastrand::Rng) -> Opti
                 // Until a server has noticed, it may tell what it still believes.
                 let noticed = Duration::from_mins(1).as_micros() as u64;
                 own.lost.borrow_mut().push(Window { from_us, to_us: to_us + noticed });
+                own.left.borrow_mut().extend(evidence::newest_batches(&own.database));
             }
         }
     }

@@ -12,6 +12,7 @@ use onward_server::{
 };
 use tokio::{io::DuplexStream, sync::mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use uuid::Uuid;
 
 use crate::story::Story;
 
@@ -52,6 +53,11 @@ impl Host {
     /// Somebody connects.
     pub(crate) fn accept(&self, connection: DuplexStream) -> io::Result<()> {
         self.door.send(Ok(connection)).map_err(io::Error::other)
+    }
+
+    /// The process, as the store knows it.
+    pub(crate) fn id(&self) -> Uuid {
+        self.node.id().0
     }
 
     /// Whether it serves every shard.

@@ -84,6 +84,18 @@ impl Stage {
         Ok(client)
     }
 
+    /// Takes down which servers run and reach the database, whenever that may have changed.
+    pub(crate) fn note_health(&self) {
+        let cut = self.weather.lock().unwrap().cut;
+        let hosts = self.hosts.lock().unwrap();
+        let is_well = |(place, host): (usize, &Option<Host>)| {
+            let host = host.as_ref().filter(|host| !host.frozen)?;
+            cut.is_none_or(|cut| cut.place != place).then(|| host.id())
+        };
+        let well: Vec<_> = hosts.iter().enumerate().filter_map(is_well).collect();
+        self.diary.are_well(&well);
+    }
+
     /// Breaks all connections to a host.
     pub(crate) fn cut_off(&self, host: usize) {
         for link in self.links.lock().unwrap().iter().filter(|link| link.way.host == host) {

@@ -38,6 +38,30 @@ impl Weather {
     }
 }
 
+/// For how long a call keeps who watches the shards from taking one in time, if it does.
+pub(crate) fn unwell(
+    kind: CallKind,
+    place: usize,
+    weather: Weather,
+    plan: Plan,
+) -> Option<Duration> {
+    match plan.fault {
+        // Whoever sent it, it may renew a lease when it arrives: with the next write behind its time.
+        Some(Fault::Ghost(late)) => {
+            return Some(plan.before + late.unwrap_or_default() + 2 * AT_ONCE);
+        }
+        // The others reach the database.
+        Some(_) if weather.cut.is_some_and(|cut| cut.place == place) => return None,
+        Some(_) if matches!(kind, CallKind::Shards | CallKind::Take) => return Some(plan.before),
+        _ => {}
+    }
+    let way = plan.before + plan.after;
+    (kind.is_write() && way > AT_ONCE).then_some(way)
+}
+
+/// A call that takes longer does not go on at once. The steady ones of a story are quicker.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 pub(crate) fn name(fault: Fault) -> &'static str {
     match fault {
         Fault::Refuse => "refused",

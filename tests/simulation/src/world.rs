@@ -18,12 +18,12 @@ use crate::{
     notebook::{self, Notes, Pen},
     stage::{Caller, Stage},
     story::Story,
-    weather::{Weather, name, plan},
+    weather::{Weather, name, plan, unwell},
 };
 use onward::{Client, Env as WorkerEnv, Worker, WorkerHandle};
 use onward_checker::{
     Report,
-    log::{Ending, Snapshot, Window},
+    log::{Batch, Ending, Snapshot, Window},
 };
 use onward_programs::{
     Book, Program, Tools,
@@ -106,6 +106,8 @@ pub(crate) struct World {
     born: Cell<u64>,
     pub(crate) snapshots: RefCell<Vec<Snapshot>>,
     pub(crate) lost: RefCell<Vec<Window>>,
+    /// The newest batches that were left then.
+    pub(crate) left: RefCell<Vec<Batch>>,
     pub(crate) book: Book,
 }
 
@@ -146,6 +148,7 @@ impl World {
             born: Cell::new(0),
             snapshots: RefCell::default(),
             lost: RefCell::default(),
+            left: RefCell::default(),
             book,
             story,
         })
@@ -200,6 +203,9 @@ impl World {
         store.faults().set_planner(move |kind| {
             let weather = *stage.weather.lock().unwrap();
             let plan = plan(kind, place, weather, &story, &mut rng);
+            if let Some(lasts) = unwell(kind, place, weather, plan) {
+                diary.is_unwell(lasts);
+            }
             if let Some(fault) = plan.fault {
                 diary.reached(format!("{kind:?} {}", name(fault)));
                 if kind.is_write() {
@@ -211,6 +217,7 @@ impl World {
         });
         let host = Host::start(&self.story, &store, chance(self.story.seed, birth).u64(..));
         self.stage.hosts.lock().unwrap()[place] = Some(host);
+        self.stage.note_health();
         self.diary.write(format_args!("host {place} starts as {birth}"));
     }
 
@@ -279,8 +286,14 @@ impl World {
         log.waits = waits;
         log.snapshots = self.snapshots.take();
         log.lost = self.lost.take();
+        log.left = self.left.take();
         log.disturbances = self.diary.disturbances();
         log.clock_stepped = self.clock_offset.load(Ordering::Relaxed) != 0;
+        (log.well, log.unwell, log.held) = self.diary.health();
+        if !log.clock_stepped {
+            log.owners = evidence::owners(&self.database, DAWN_US);
+            log.ended_us = self.diary.now_us();
+        }
         evidence::take_down(&log, &self.diary);
         Played {
             report: onward_checker::check(&log),

@@ -73,6 +73,19 @@ enum Undo {
     Pending((RunId, u32), Option<Bytes>),
 }
 
+/// Since when a shard has had an owner, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ownership {
+    /// Since when, by the database's clock.
+    pub since: Timestamp,
+    /// The shard.
+    pub shard_id: ShardId,
+    /// Its owner; none after it was released or stolen.
+    pub node_id: Option<NodeId>,
+    /// The owner's epoch.
+    pub epoch: u64,
+}
+
 /// All tables and their indexes.
 #[derive(Debug, Default)]
 pub(super) struct Data {
@@ -88,6 +101,10 @@ pub(super) struct Data {
     transaction: Vec<Undo>,
     history: VecDeque<(Timestamp, Vec<Undo>)>,
     thefts: u128,
+    /// When the last transaction was applied, or lost again.
+    now: Timestamp,
+    /// Every change of an owner, also one that was lost again.
+    owners: Vec<Ownership>,
     pub(super) read_only: bool,
     /// Runs in damaged pages: a statement that reads one of them fails as a whole.
     pub(super) damaged: BTreeSet<RunId>,
@@ -107,6 +124,7 @@ fn put<K: Ord + Copy, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> 
 impl Data {
     /// Applies one write as a whole, or not at all if it fails.
     pub(super) fn apply(&mut self, write: &Write, now: Timestamp) -> Result<Answer> {
+        self.now = now;
         let answer = match write {
             Write::Shards(count) => Ok(Answer::Shards(self.shards(*count, now))),
             Write::Take(take) => Ok(Answer::Taken(self.take(take, now))),
@@ -137,7 +155,8 @@ impl Data {
 
     /// Loses the newest `count` transactions, like a failover to a replica that lagged; tells when
     /// the oldest of them was applied.
-    pub(super) fn rewind(&mut self, count: usize) -> Option<Timestamp> {
+    pub(super) fn rewind(&mut self, count: usize, now: Timestamp) -> Option<Timestamp> {
+        self.now = now;
         let mut oldest = None;
         for _ in 0..count {
             if let Some((at, undo)) = self.history.pop_back() {
@@ -153,9 +172,15 @@ impl Data {
         self.batches.iter().map(|((shard, seq), row)| (*shard, *seq, row.epoch)).collect()
     }
 
+    /// Who has owned the shards since when.
+    pub(super) fn owners(&self) -> Vec<Ownership> {
+        self.owners.clone()
+    }
+
     /// Another node takes the shard and gives it up again.
     pub(super) fn steal(&mut self, shard_id: ShardId, now: Timestamp) {
         let Some(row) = self.shards.get(&shard_id) else { return };
+        self.now = now;
         self.thefts += 1;
         let commit_id = CommitId(Uuid::from_u128(0x7_1ef7 << 100 | self.thefts));
         let row = ShardRow {
@@ -186,7 +211,14 @@ impl Data {
     }
 
     fn set_shard(&mut self, key: ShardId, value: Option<ShardRow>) {
+        let owner = |row: &Option<ShardRow>| row.as_ref().map(|row| (row.node_id, row.epoch));
+        let new = owner(&value);
         let old = put(&mut self.shards, key, value);
+        if let Some((node_id, epoch)) = new
+            && new != owner(&old)
+        {
+            self.owners.push(Ownership { since: self.now, shard_id: key, node_id, epoch });
+        }
         self.transaction.push(Undo::Shard(key, old));
     }
 

@@ -21,6 +21,7 @@ use super::{
     Batch, BoxFuture, Committed, DueRun, Error, JournalPage, ListRuns, Loaded, NewestRun, NodeId,
     Renewal, Renewed, Resolve, Resolved, Result, RunRow, ShardId, Shards, Store, Take, Taken,
 };
+pub use data::Ownership;
 use data::{Answer, Data, Write};
 pub use faults::{CallKind, Fault, Faults, Plan};
 
@@ -94,14 +95,20 @@ impl MemoryStore {
     /// The database loses its newest `count` transactions and all statements still on their way,
     /// like a failover to a replica that lagged; tells when the oldest of them was applied.
     pub fn rewind(&self, count: usize) -> Option<Timestamp> {
+        let now = self.now();
         let mut tables = self.tables();
         tables.ghosts.clear();
-        tables.data.rewind(count)
+        tables.data.rewind(count, now)
     }
 
     /// Shard, number and epoch of every batch that has not been pruned, in order.
     pub fn batches(&self) -> Vec<(ShardId, u64, u64)> {
         self.tables().data.batches()
+    }
+
+    /// Who has owned the shards since when, in the order in which it became so.
+    pub fn owners(&self) -> Vec<Ownership> {
+        self.tables().data.owners()
     }
 
     /// Another node takes the shard and gives it up again.
@@ -148,7 +155,7 @@ impl MemoryStore {
                     tables.data.steal(shard_id, now);
                 }
             }
-            Some(Fault::Rewind(count)) => drop(tables.data.rewind(count)),
+            Some(Fault::Rewind(count)) => drop(tables.data.rewind(count, now)),
             Some(Fault::LoseReply) | None => {}
         }
         if tables.data.read_only {
@@ -165,11 +172,12 @@ impl MemoryStore {
         let plan = self.faults.plan(CallKind::Read);
         travel(plan.before).await;
         let answer = {
+            let now = self.now();
             let mut tables = self.tables();
-            tables.land_due(self.now());
+            tables.land_due(now);
             match plan.fault {
                 Some(Fault::Rewind(count)) => {
-                    tables.data.rewind(count);
+                    tables.data.rewind(count, now);
                     Ok(read(&tables.data))
                 }
                 Some(_) => Err(Error::Unavailable("connection lost".into())),

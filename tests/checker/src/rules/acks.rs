@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use onward_proto::v1::{WorkflowStatus, history_event::Attributes};
+use onward_proto::v1::{HistoryEvent, WorkflowStatus, history_event::Attributes};
 use uuid::Uuid;
 
 use crate::{
@@ -51,24 +51,25 @@ pub(super) fn effects(log: &Log) -> BTreeMap<Uuid, Vec<(Uuid, Effect)>> {
     let mut effects = BTreeMap::<_, Vec<_>>::new();
     for run in &log.runs {
         for record in run.journal.iter().flat_map(|row| &row.records) {
-            let (request_id, effect) = match &record.attributes {
-                Some(Attributes::WorkflowExecutionStarted(event)) => {
-                    (&event.request_id, Effect::Started)
-                }
-                Some(Attributes::SignalReceived(event)) => (&event.request_id, Effect::Signalled),
-                Some(Attributes::WorkflowExecutionCancelRequested(event)) => {
-                    (&event.request_id, Effect::CancelRequested)
-                }
-                Some(Attributes::WorkflowExecutionTerminated(event)) => {
-                    (&event.request_id, Effect::Terminated)
-                }
-                _ => continue,
-            };
-            let request_id = Uuid::from_slice(request_id).unwrap_or_default();
+            let Some((request_id, effect)) = effect(record) else { continue };
             effects.entry(request_id).or_default().push((run.run_id, effect));
         }
     }
     effects
+}
+
+/// What a record is the effect of.
+pub(super) fn effect(record: &HistoryEvent) -> Option<(Uuid, Effect)> {
+    let (request_id, effect) = match record.attributes.as_ref()? {
+        Attributes::WorkflowExecutionStarted(event) => (&event.request_id, Effect::Started),
+        Attributes::SignalReceived(event) => (&event.request_id, Effect::Signalled),
+        Attributes::WorkflowExecutionCancelRequested(event) => {
+            (&event.request_id, Effect::CancelRequested)
+        }
+        Attributes::WorkflowExecutionTerminated(event) => (&event.request_id, Effect::Terminated),
+        _ => return None,
+    };
+    Some((Uuid::from_slice(request_id).unwrap_or_default(), effect))
 }
 
 /// The request that started another run in the batch that ended this one.

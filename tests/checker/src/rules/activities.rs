@@ -96,18 +96,23 @@ fn last_attempt(log: &Log, judge: &mut Judge) {
         }
     }
     for (run_id, event) in records(log) {
-        let (number, attempt) = match event.attributes.as_ref() {
-            Some(Attributes::ActivityCompleted(event)) => (event.number, event.attempt),
-            Some(Attributes::ActivityFailed(event)) => (event.number, event.attempt),
-            Some(Attributes::ActivityTimedOut(event)) => (event.number, event.attempt),
-            Some(Attributes::ActivityCancelled(event)) => (event.number, event.attempt),
-            _ => continue,
-        };
+        let Some((number, attempt)) = event.attributes.as_ref().and_then(closes) else { continue };
         let attempts = executions.get(&(run_id, number)).into_iter().flatten();
         for later in attempts.filter(|execution| execution.attempt > attempt) {
             judge.say(format!("{run_id}: {later:?} ran behind the one that counted: {event:?}"));
         }
     }
+}
+
+/// The number of the call that an event closes, and its last attempt.
+pub(super) fn closes(attributes: &Attributes) -> Option<(u32, u32)> {
+    Some(match attributes {
+        Attributes::ActivityCompleted(event) => (event.number, event.attempt),
+        Attributes::ActivityFailed(event) => (event.number, event.attempt),
+        Attributes::ActivityTimedOut(event) => (event.number, event.attempt),
+        Attributes::ActivityCancelled(event) => (event.number, event.attempt),
+        _ => return None,
+    })
 }
 
 fn key(log: &Log, judge: &mut Judge) {

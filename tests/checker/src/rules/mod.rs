@@ -9,7 +9,9 @@ mod ownership;
 mod programs;
 mod replay;
 mod signals;
+mod stale;
 mod state;
+mod takeover;
 mod timers;
 
 #[cfg(test)]
@@ -28,6 +30,9 @@ pub const RULES: &[Rule] = &[
     ownership::EPOCHS,
     ownership::BATCHES,
     ownership::FENCE,
+    stale::NO_STALE_ANSWER,
+    takeover::TAKEOVER,
+    ownership::GOES_ON,
     acks::NO_LOST_ACK,
     acks::NO_GHOST,
     acks::ONCE,

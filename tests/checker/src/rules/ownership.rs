@@ -6,7 +6,7 @@ use onward_proto::v1::history_event::Attributes;
 
 use crate::{
     judge::{Judge, Rule},
-    log::Log,
+    log::{Batch, Lack, Log},
 };
 
 pub(super) const EPOCHS: Rule = Rule {
@@ -23,6 +23,12 @@ pub(super) const BATCHES: Rule = Rule {
 
 pub(super) const FENCE: Rule =
     Rule { name: "O1", says: "along the batches of a shard the epoch never falls", check: fence };
+
+pub(super) const GOES_ON: Rule = Rule {
+    name: "O4",
+    says: "when commits were lost, the batches of a shard go on from the last one that was left",
+    check: goes_on,
+};
 
 fn epochs(log: &Log, judge: &mut Judge) {
     for run in &log.runs {
@@ -83,9 +89,62 @@ fn fence(log: &Log, judge: &mut Judge) {
     }
 }
 
+/// A node whose memory is ahead of the database would leave a gap, or write under an epoch that the
+/// database has never seen. All other rules about batches and histories hold as they do elsewhere:
+/// only who was answered about what was lost is excused ([`Log::lost`]).
+fn goes_on(log: &Log, judge: &mut Judge) {
+    if log.lacks.contains(&Lack::LostCommits) {
+        return judge.skip();
+    }
+    for (place, left) in log.left.iter().enumerate() {
+        let is_earlier =
+            |later: &Batch| later.shard == left.shard && later.commit_seq < left.commit_seq;
+        if log.left[place + 1..].iter().any(is_earlier) {
+            continue; // it was lost itself, later
+        }
+        let mut behind = log
+            .batches
+            .iter()
+            .filter(|batch| batch.shard == left.shard && batch.commit_seq >= left.commit_seq);
+        let (last, next) = (behind.next(), behind.next());
+        judge.must(last == Some(left), || format!("{left:?} was left, and it is {last:?}"));
+        if let Some(next) = next {
+            let follows = next.commit_seq == left.commit_seq + 1 && next.epoch >= left.epoch;
+            judge.must(follows, || format!("behind {left:?}, which was left, comes {next:?}"));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::fixture::broken;
+    use super::*;
+    use crate::{
+        fixture::{broken, good},
+        judge::Report,
+    };
+
+    #[test]
+    fn a_node_that_is_ahead_of_its_database_is_found() {
+        // It goes on from what was lost,
+        broken("O4", |log| log.batches.retain(|batch| batch.commit_seq != 5));
+        // in place of what was left,
+        broken("O4", |log| log.batches.retain(|batch| batch.commit_seq != 4));
+        broken("O4", |log| log.batches[4].epoch = 2);
+        // or under an epoch that is over.
+        broken("O4", |log| log.batches[5].epoch = 0);
+    }
+
+    #[test]
+    fn what_goes_on_behind_a_loss_is_looked_at() {
+        let looked = |log: &Log| Report::of(log, &[GOES_ON]).looked()["O4"];
+        let mut log = good();
+        assert_eq!(looked(&log), 2);
+        // What is lost itself later is none of it.
+        log.left.push(Batch { commit_seq: 2, ..log.left[0] });
+        assert_eq!(looked(&log), 2);
+        log.left.clear();
+        assert_eq!(looked(&log), 0);
+    }
 
     #[test]
     fn two_writers_are_found() {
