@@ -63,6 +63,14 @@ pub enum ReplayError {
     /// The history does not begin with event 1.
     #[error("the history does not begin with event 1")]
     NoStart,
+    /// Events are missing, or not in their order.
+    #[error("event {expected} of the history is missing: event {found} is in its place")]
+    Gap {
+        /// The number of the event that should be there.
+        expected: u64,
+        /// The number of the one that is.
+        found: u64,
+    },
     /// No such workflow is registered here.
     #[error("the history is of workflow {workflow_type}, which is not among {registered:?}")]
     UnknownWorkflow {
@@ -118,12 +126,16 @@ impl Replayer {
     /// signals that were skipped.
     ///
     /// # Errors
-    /// If the code does not do what the history says.
+    /// If the history is not whole, or the code does not do what it says.
     pub fn replay(&self, history: &v1::History) -> Result<Vec<String>, ReplayError> {
         let first = history.events.first().and_then(|event| event.attributes.as_ref());
         let Some(Attributes::WorkflowExecutionStarted(started)) = first else {
             return Err(ReplayError::NoStart);
         };
+        let mut numbers = (1..).zip(history.events.iter().map(|event| event.event_id));
+        if let Some((expected, found)) = numbers.find(|(expected, found)| expected != found) {
+            return Err(ReplayError::Gap { expected, found });
+        }
         let entry = self.entries.get(started.workflow_type.as_str()).ok_or_else(|| {
             ReplayError::UnknownWorkflow {
                 workflow_type: started.workflow_type.clone(),
@@ -316,6 +328,26 @@ mod tests {
         fs::write(folder.path().join("b.history"), b"\xff").unwrap();
         let broken = replayer.replay_dir(&folder).unwrap_err();
         assert!(matches!(broken, ReplayError::NoHistory { .. }));
+    }
+
+    #[test]
+    fn a_history_with_a_gap_or_in_disorder_is_refused_with_the_numbers() {
+        let replayer = Replayer::new().workflows::<(waits,)>();
+        let spoilt = |spoil: fn(&mut Vec<v1::HistoryEvent>)| {
+            let mut history = history();
+            spoil(&mut history.events);
+            replayer.replay(&history).unwrap_err().to_string()
+        };
+        let found = |expected: u64, found: u64| {
+            format!("event {expected} of the history is missing: event {found} is in its place")
+        };
+        // A task that took nothing would not be missed by the code.
+        assert_eq!(spoilt(|events| drop(events.remove(1))), found(2, 3));
+        assert_eq!(spoilt(|events| events.swap(1, 2)), found(2, 3));
+        assert_eq!(spoilt(|events| events.insert(2, events[1].clone())), found(3, 2));
+        assert_eq!(spoilt(|events| events[0].event_id = 7), found(1, 7));
+        assert_eq!(spoilt(|events| events[4].event_id = u64::MAX), found(5, u64::MAX));
+        assert_eq!(spoilt(|events| events[2].event_id = 0), found(3, 0));
     }
 
     #[derive(Clone, Default)]

@@ -29,6 +29,7 @@ pub mod mends;
 pub mod payloads;
 pub mod signals;
 pub mod timers;
+pub mod untaken;
 pub mod waits;
 
 mod files;
@@ -57,6 +58,7 @@ pub type Workflows = (
     payloads::Workflows,
     signals::Workflows,
     timers::Workflows,
+    untaken::Workflows,
     waits::Workflows,
 );
 
@@ -91,6 +93,7 @@ pub const STORIES: &[Story] = stories! {
     payloads: binary compact;
     signals: received together with_start skipped named;
     timers: sleeps timeouts dropped taken_back refused;
+    untaken: failure cancel terminated timed_out;
     waits: state select join race;
 };
 

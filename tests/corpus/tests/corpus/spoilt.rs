@@ -90,10 +90,15 @@ fn command_events(event: &mut HistoryEvent) -> &mut u32 {
 fn without(history: &History, place: usize) -> History {
     let mut history = history.clone();
     history.events.remove(place);
+    number_anew(&mut history);
+    history
+}
+
+/// A gap or disorder in the numbers would be noticed before all else.
+fn number_anew(history: &mut History) {
     for (event, event_id) in history.events.iter_mut().zip(1..) {
         event.event_id = event_id;
     }
-    history
 }
 
 /// The places of the completed tasks, each with those of its commands.
@@ -157,6 +162,7 @@ impl Check<'_> {
             if commands.contains(&next) && !(is_marker(event) && is_marker(&history.events[next])) {
                 let mut spoilt = history.clone();
                 spoilt.events.swap(place, next);
+                number_anew(&mut spoilt);
                 self.notices("swapped commands", place, &spoilt);
             }
         }

@@ -68,8 +68,17 @@ pub(crate) async fn errand(ctx: &Ctx, names: Vec<String>) -> onward::Result<u64>
 pub(crate) fn histories(input: &[u8]) {
     let Ok(history) = v1::History::decode(input) else { return };
     let replayer = Replayer::new().workflows::<(errand,)>();
-    for replayer in [replayer.clone(), replayer.strict()] {
-        if let Err(error) = replayer.replay(&history) {
+    // Most of what is mutated has a gap, which is noticed before the code is asked.
+    let mut numbered = history.clone();
+    for (event, event_id) in numbered.events.iter_mut().zip(1..) {
+        event.event_id = event_id;
+    }
+    for (replayer, history) in [
+        (replayer.clone(), &history),
+        (replayer.clone(), &numbered),
+        (replayer.strict(), &numbered),
+    ] {
+        if let Err(error) = replayer.replay(history) {
             assert!(!error.to_string().is_empty(), "what does not replay says why");
         }
     }
