@@ -66,10 +66,12 @@ mod tests {
         );
         assert_eq!(nearest("queue_timout", KEYS), Some("queue_timeout"));
         assert_eq!(nearest("nmae", KEYS), Some("name"));
+        assert_eq!(nearest("tmeout", &["time_out", "timeout", "time"]), Some("timeout"));
     }
 
     #[test]
     fn a_different_word_is_no_slip() {
         assert_eq!(nearest("color", KEYS), None);
+        assert_eq!(nearest("rely", KEYS), None);
     }
 }

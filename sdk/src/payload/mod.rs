@@ -557,6 +557,7 @@ mod tests {
             ..Default::default()
         };
         assert!(decode::<Vec<u64>>(&payload).is_err());
+        assert!(decode::<String>(&payload).is_err());
     }
 
     /// As deep as its bytes say.
@@ -570,7 +571,7 @@ mod tests {
         Tuple(u8, Box<Deep>),
     }
 
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     struct Link(Option<Box<Link>>);
 
     fn in_bincode(data: Vec<u8>) -> v1::Payload {
@@ -653,6 +654,10 @@ mod tests {
         // Brackets in texts are no levels.
         assert!(encode(&r#"[[\"[{"#.repeat(200), Codec::Json).is_ok());
         assert!(encode(&r"[\".repeat(200), Codec::Json).is_ok());
+        // Nor are those that stand beside one another.
+        for codec in [Codec::Json, Codec::Bincode] {
+            encode(&vec![vec![Link(None)]; 300], codec).unwrap();
+        }
     }
 
     /// Tuples and structs are sequences as well, and their parts take no bytes of their own.
@@ -683,6 +688,27 @@ mod tests {
         assert!(error.to_string().contains("1048576 elements without bytes"), "{error}");
         let bytes = encode(&vec![7_u8; 2 << 20], Codec::Bincode).unwrap();
         assert_eq!(decode::<Vec<u8>>(&bytes).unwrap().len(), 2 << 20);
+    }
+
+    /// A map to the encoder, though no map has one key twice.
+    struct Pairs(usize);
+
+    impl Serialize for Pairs {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_map(std::iter::repeat_n(((), ()), self.0))
+        }
+    }
+
+    #[test]
+    #[expect(clippy::zero_sized_map_values, reason = "that is what could go on for ever")]
+    fn keys_without_bytes_are_bounded() {
+        type Map = std::collections::BTreeMap<(), ()>;
+        let many = encode(&Pairs(1_000_000), Codec::Bincode).unwrap();
+        assert_eq!(decode::<Map>(&many).unwrap().len(), 1);
+        let refused = encode(&Pairs(1_100_000), Codec::Bincode).unwrap_err();
+        assert!(refused.to_string().contains("1048576 elements without bytes"), "{refused}");
+        let error = decode::<Map>(&in_bincode([&[253][..], &[0xff; 8]].concat())).unwrap_err();
+        assert!(error.to_string().contains("1048576 elements without bytes"), "{error}");
     }
 
     #[test]

@@ -299,6 +299,49 @@ mod tests {
     }
 
     #[test]
+    fn a_higher_priority_goes_first_then_a_run_in_progress_then_the_oldest() {
+        let dispatch = Dispatch::default();
+        let session = session(1, "a", 0);
+        assert!(dispatch.open(Arc::clone(&session)));
+        let ranks = [(0, true), (0, false), (-1, false), (1, true), (0, false)];
+        for (n, (priority, new)) in (1..).zip(ranks) {
+            let rank = Rank::new(priority, new);
+            assert!(dispatch.offer(Offer { rank, ..offer(n, "a") }).is_none());
+        }
+        session.set_credits(0, 5);
+        for n in [4, 2, 5, 1, 3] {
+            let found = dispatch.next_for(session.id(), Kind::Activity).unwrap();
+            assert_eq!(found.offer.run_id, offer(n, "a").run_id);
+        }
+    }
+
+    #[test]
+    fn sessions_with_credits_take_turns() {
+        let dispatch = Dispatch::default();
+        for id in [1, 2, 3] {
+            assert!(dispatch.open(session(id, "a", 2)));
+        }
+        let takers = (0..6).map(|n| dispatch.offer(offer(n, "a")).unwrap().id().0);
+        assert_eq!(takers.collect::<Vec<_>>(), [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_credit_comes_back_once() {
+        let dispatch = Dispatch::default();
+        let session = session(1, "a", 2);
+        assert!(dispatch.open(Arc::clone(&session)));
+        for shard in [SHARD, ShardId(1)] {
+            assert!(dispatch.offer(Offer { shard, ..offer(1, "a") }).is_some());
+        }
+        // The completion comes a second time.
+        for _ in 0..2 {
+            assert!(dispatch.release(&session, SHARD, Kind::Activity).is_none());
+        }
+        assert!(dispatch.offer(offer(2, "a")).is_some());
+        assert!(dispatch.offer(offer(3, "a")).is_none());
+    }
+
+    #[test]
     fn an_offer_that_was_taken_back_or_taken_at_once_waits_no_more() {
         let dispatch = Dispatch::default();
         let session = session(1, "a", 0);

@@ -146,9 +146,16 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn just_before(at: Duration) -> Duration {
+        at.saturating_sub(Duration::from_nanos(1))
+    }
+
+    fn owned(epoch: u64, commit_seq: u64) -> Owned {
+        Owned { epoch, commit_seq, commit_id: CommitId(uuid::Uuid::nil()) }
+    }
+
     fn lease() -> Lease {
-        let owned = Owned { epoch: 1, commit_seq: 1, commit_id: CommitId(uuid::Uuid::nil()) };
-        Lease::new(ShardId(0), owned, Duration::ZERO)
+        Lease::new(ShardId(0), owned(1, 1), Duration::ZERO)
     }
 
     #[test]
@@ -176,16 +183,62 @@ mod tests {
         let anew = lease.tenure(4 * SECOND);
         assert!(anew.is_some());
         assert_ne!(anew, begun);
-        let owned = Owned { epoch: 2, commit_seq: 2, commit_id: CommitId(uuid::Uuid::nil()) };
-        lease.committed(owned, Some(9 * SECOND), 9 * SECOND);
+        lease.committed(owned(2, 2), Some(9 * SECOND), 9 * SECOND);
         assert_ne!(lease.tenure(9 * SECOND), anew);
+    }
+
+    #[test]
+    fn a_lease_counts_from_when_its_newest_renewal_was_sent() {
+        let lease = lease();
+        lease.renewed(SECOND, 2 * SECOND);
+        assert!(lease.tenure(just_before(4 * SECOND)).is_some());
+        assert_eq!(lease.tenure(4 * SECOND), None);
+        lease.renewed(3 * SECOND, 4 * SECOND);
+        // One that was sent before is heard of only now.
+        lease.renewed(2 * SECOND, 5 * SECOND);
+        assert_eq!((lease.age(5 * SECOND), lease.last_renewed()), (2 * SECOND, 3 * SECOND));
+    }
+
+    #[test]
+    fn the_common_renewal_is_for_shards_that_no_batch_renews() {
+        let lease = lease();
+        assert!(lease.to_renew(just_before(SECOND), SECOND).is_none());
+        let renewal = lease.to_renew(SECOND, SECOND).unwrap();
+        assert_eq!((renewal.epoch, renewal.commit_seq), (1, 1));
+        lease.committing(true);
+        assert!(lease.to_renew(2 * SECOND, SECOND).is_none());
+        lease.committed(owned(1, 2), None, 2 * SECOND);
+        assert_eq!(lease.to_renew(2 * SECOND, SECOND).unwrap().commit_seq, 2);
+    }
+
+    #[test]
+    fn a_verdict_counts_until_something_is_committed() {
+        let lease = lease();
+        let renewal = lease.to_renew(SECOND, SECOND).unwrap();
+        assert!(lease.is_at(&renewal));
+        lease.committing(true);
+        assert!(!lease.is_at(&renewal));
+        for owned in [owned(1, 2), owned(2, 1)] {
+            lease.committed(owned, None, SECOND);
+            assert!(!lease.is_at(&renewal), "{owned:?}");
+        }
+    }
+
+    #[test]
+    fn of_attempts_the_first_that_may_have_been_carried_out_counts() {
+        let mut attempts = Attempts::default();
+        attempts.failed(SECOND, &store::Error::Unavailable(String::new()));
+        assert_eq!(attempts.first(2 * SECOND), 2 * SECOND);
+        for sent in [2, 3] {
+            attempts.failed(sent * SECOND, &store::Error::Unknown(String::new()));
+        }
+        assert_eq!(attempts.first(4 * SECOND), 2 * SECOND);
     }
 
     #[test]
     fn a_batch_that_renews_nothing_changes_nothing() {
         let lease = lease();
-        let owned = Owned { epoch: 1, commit_seq: 2, commit_id: CommitId(uuid::Uuid::nil()) };
-        lease.committed(owned, None, 4 * SECOND);
+        lease.committed(owned(1, 2), None, 4 * SECOND);
         assert_eq!(lease.tenure(4 * SECOND), None);
     }
 }

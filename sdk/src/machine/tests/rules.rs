@@ -84,7 +84,7 @@ fn the_losers_of_a_select_are_cancelled_in_number_order_before_its_branch() {
 fn messages_go_before_other_facts_and_history_decides_the_rest() {
     let run = both::<first_of_three>(&(), |run| {
         run.on([]);
-        run.on([fired(2), done(1, 1), signal("go", 7)]);
+        run.on([done(1, 1), fired(2), signal("go", 7)]);
         run.on([done(3, 0)]);
     });
     assert_eq!(run.result::<String>(), "go 7");
@@ -230,6 +230,27 @@ fn signals_that_no_code_read_are_listed_at_the_close() {
         assert_eq!(run.on([signal("go", 7), signal("go", 8)]), "complete unread [2, 4]");
     });
     assert_eq!(run.result::<u32>(), 7);
+}
+
+workflow!(many_receivers(ctx) -> Vec<u32> {
+    Ok(join_all((0..40).map(|_| ctx.recv(GO))).await)
+});
+
+#[test]
+fn signals_that_come_together_reach_all_who_wait_for_them() {
+    let run = both::<many_receivers>(&(), |run| {
+        run.on([]);
+        assert_eq!(run.on((0..40).map(|n| signal("go", n))), "complete");
+    });
+    assert_eq!(run.result::<Vec<u32>>(), (0..40).collect::<Vec<u32>>());
+}
+
+#[test]
+fn the_messages_of_a_task_go_in_together() {
+    both::<one_signal>(&(), |run| {
+        run.on([]);
+        assert_eq!(run.on([signal("go", 7), cancel()]), "cancelled unread [3]");
+    });
 }
 
 #[test]
@@ -641,6 +662,17 @@ fn a_removed_an_added_and_a_changed_step_are_mismatches() {
     assert!(changed.contains("with other arguments"), "{changed}");
 }
 
+#[test]
+fn a_fact_about_a_call_that_the_code_has_not_made_is_a_mismatch() {
+    let mut run = Run::new::<two_steps>(&());
+    run.on([]);
+    run.happens(done(2, 1));
+    let failure = run.task().unwrap_err();
+    assert_eq!(failure.cause, Cause::NonDeterminism);
+    let text = &failure.failure.message;
+    assert!(text.contains("ActivityCompleted #2") && text.contains("no command #2"), "{text}");
+}
+
 fn fails<W: crate::Workflow<Args = ()>>() -> (Cause, String) {
     let failure = Run::new::<W>(&()).task().unwrap_err();
     (failure.cause, failure.failure.message.clone())
@@ -700,6 +732,10 @@ workflow!(@OnPanic::Fail fails_in_a_section(ctx) -> u32 {
     ctx.cancellable(async { panic!("boom") }).await?
 });
 workflow!(@OnPanic::Fail fails_in_a_record(ctx) -> u32 { Ok(ctx.record(|| panic!("boom")).await) });
+workflow!(@OnPanic::Fail fails_after_a_request(ctx) -> u32 {
+    let _ = ctx.cancellable(do_work(ctx, 1)).await;
+    panic!("boom")
+});
 workflow!(@OnPanic::Fail mends(ctx) -> u32 { Ok(do_work(ctx, 1).await?) });
 
 #[test]
@@ -716,6 +752,13 @@ fn a_panic_fails_the_run_if_the_workflow_says_so() {
     assert!(failure.message.starts_with("the workflow panicked at "), "{}", failure.message);
     assert!(failure.message.ends_with(": boom 2"), "{}", failure.message);
     assert_eq!(Run::new::<fails_in_a_section>(&()).on([]), "fail");
+    let mut run = Run::new::<fails_after_a_request>(&());
+    run.on([]);
+    assert_eq!(
+        run.on([cancel()]),
+        "cancel work#1, fail",
+        "it did not stop because it was asked to"
+    );
     // A replay would find no trace of what the closure did.
     assert_eq!(fails::<fails_in_a_record>().0, Cause::Panic);
     let mut run = Run::new::<mends>(&());
@@ -917,6 +960,11 @@ fn a_local_result_that_is_too_large_is_the_same_failure_live_and_at_replay() {
     run.on([]);
     run.on([]);
     assert_eq!(run.local_done(1, local_text(&"x".repeat(2_000))), "local write#1, timer#2 1s");
+    let found = run.history.iter().find_map(|event| match &event.attributes {
+        Some(Attributes::MarkerRecorded(marker)) => marker.failure.as_ref(),
+        _ => None,
+    });
+    assert!(found.unwrap().non_retryable, "it is as large every time");
     run.on([fired(2)]);
     assert_eq!(
         run.result::<String>(),
