@@ -58,7 +58,7 @@ pub(crate) async fn gather(scene: &Scene, client: &Client) -> Log {
     Log {
         batches: batches.collect(),
         listed: evidence::list(client).await,
-        replays: runs.iter().map(evidence::replay).collect(),
+        replays: runs.iter().flat_map(evidence::replays).collect(),
         runs,
         executions,
         waits,

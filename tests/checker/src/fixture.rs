@@ -252,7 +252,9 @@ pub(crate) fn good() -> Log {
     let one = &runs[0];
     Log {
         listed: listed.collect(),
-        replays: vec![Replay { run_id: one.run_id, wrong: None }],
+        replays: [None, Some(2)]
+            .map(|part| Replay { run_id: one.run_id, part, wrong: None })
+            .into(),
         operations: vec![
             ok(operation("a", "one", 10, 101, START), 1, true),
             ok(operation("a", "one", 20, 102, signal_call), 1, false),

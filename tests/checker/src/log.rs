@@ -342,11 +342,13 @@ pub struct Listed {
     pub events: u64,
 }
 
-/// A history that was put before the code that it is of.
+/// A history, or a part of one, that was put before the code that it is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replay {
     /// The run.
     pub run_id: Uuid,
+    /// How many of its first events, up to the end of a task; `None` if it was all of them.
+    pub part: Option<usize>,
     /// What the code does that the history does not say.
     pub wrong: Option<String>,
 }

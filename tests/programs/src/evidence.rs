@@ -6,7 +6,7 @@ use onward::{Client, Replayer};
 use onward_checker::log::{JournalRow, Listed, Replay, Run, Wake};
 use onward_proto::{
     DEFAULT_NAMESPACE, RunId, Slot,
-    v1::{self, HistoryEvent},
+    v1::{self, HistoryEvent, history_event::Attributes},
 };
 use onward_server::store::{ListRuns, Loaded, LoadedRun, RunRow, ShardRow, Store, WakeAt};
 use prost::Message as _;
@@ -16,6 +16,11 @@ use crate::interpret;
 
 /// How long somebody who asks why a run is open waits for the answer.
 const PATIENCE: Duration = Duration::from_mins(5);
+
+/// All parts of a history with fewer events are replayed.
+const SHORT: usize = 200;
+/// And no more of any other.
+const FEW: usize = 20;
 
 /// All runs of a store, the newest first.
 ///
@@ -109,11 +114,30 @@ pub async fn list(client: &Client) -> Vec<Listed> {
     }
 }
 
-/// Puts a history before the code that it is of.
-pub fn replay(run: &Run) -> Replay {
-    let history = v1::History { events: run.history.clone() };
-    let replayed = Replayer::new().workflows::<(interpret,)>().strict().replay(&history);
-    Replay { run_id: run.run_id, wrong: replayed.err().map(|error| error.to_string()) }
+/// Puts a history before the code that it is of, and the parts of it that end with a task: all of a
+/// short one, and some of a long one.
+pub fn replays(run: &Run) -> Vec<Replay> {
+    let replayer = Replayer::new().workflows::<(interpret,)>().strict();
+    let replay = |part: Option<usize>| {
+        let events = run.history[..part.unwrap_or(run.history.len())].to_vec();
+        let replayed = replayer.replay(&v1::History { events });
+        Replay { run_id: run.run_id, part, wrong: replayed.err().map(|error| error.to_string()) }
+    };
+    let parts = parts(&run.history);
+    let step = if run.history.len() < SHORT { 1 } else { parts.len().div_ceil(FEW).max(1) };
+    parts.into_iter().rev().step_by(step).map(Some).chain([None]).map(replay).collect()
+}
+
+/// How long each part of a history is that ends with a task. The whole is none of them.
+fn parts(history: &[HistoryEvent]) -> Vec<usize> {
+    let end = |(place, event): (usize, &HistoryEvent)| match &event.attributes {
+        Some(Attributes::WorkflowTaskCompleted(task)) => {
+            Some(place + 1 + task.command_events as usize)
+        }
+        _ => None,
+    };
+    let ends = history.iter().enumerate().filter_map(end);
+    ends.filter(|end| *end < history.len()).collect()
 }
 
 /// What the server says of a run that should have ended.

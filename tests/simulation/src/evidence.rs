@@ -19,7 +19,7 @@ pub async fn store(store: &MemoryStore, client: &Client) -> Log {
         runs.push(run(store, client, &row.workflow_id, row.run_id, &shards).await);
     }
     let listed = evidence::list(client).await;
-    let replays = runs.iter().map(evidence::replay).collect();
+    let replays = runs.iter().flat_map(evidence::replays).collect();
     Log { batches: batches(store), runs, listed, replays, ..Log::default() }
 }
 

@@ -52,5 +52,6 @@ pub const RULES: &[Rule] = &[
     state::CLOSED_IS_CLOSED,
     state::LISTED,
     replay::REPLAYS,
+    replay::REPLAYS_IN_PART,
     programs::ENDS_RIGHT,
 ];
