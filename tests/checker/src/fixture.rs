@@ -8,7 +8,7 @@ use crate::{
     judge::Report,
     log::{
         Batch, Call, Conflict, End, Ending, Execution, JournalRow, Listed, Operation, Outcome,
-        Owner, Read, Refusal, Replay, Reply, Reuse, Run, Shown, Snapshot, Wait, Wake, Well,
+        Owner, Read, Refusal, Replay, Reply, Reuse, Row, Run, Shown, Snapshot, Wait, Wake, Well,
         fingerprint,
     },
     rules::RULES,
@@ -41,6 +41,8 @@ fn started(workflow_id: &str, run_id: Uuid, request: u128) -> Attributes {
     Attributes::WorkflowExecutionStarted(v1::WorkflowExecutionStarted {
         workflow_id: workflow_id.into(),
         run_id: bytes(run_id),
+        workflow_type: "interpret".into(),
+        task_queue: "default".into(),
         request_id: bytes(uuid(request)),
         ..Default::default()
     })
@@ -102,16 +104,21 @@ fn run(
         }
         journal.push(JournalRow { epoch: 1, commit_seq: first_batch + index as u64, records });
     }
-    let status = history
-        .last()
-        .and_then(|event: &HistoryEvent| crate::rules::closes(event.attributes.as_ref()?))
-        .unwrap_or(WorkflowStatus::Running);
+    let last: &HistoryEvent = history.last().expect("a run has started");
+    let closed = last.attributes.as_ref().and_then(crate::rules::closes);
+    let status = closed.unwrap_or(WorkflowStatus::Running);
     Run {
         run_id: uuid(run_id),
         workflow_id: workflow_id.into(),
         status,
         shard: 0,
-        wake: if status == WorkflowStatus::Running { Wake::At } else { Wake::Never },
+        row: Row {
+            workflow_type: "interpret".into(),
+            task_queue: "default".into(),
+            started_at_us: history[0].time_us,
+            closed_at_us: closed.map(|_| last.time_us),
+        },
+        wake: if status == WorkflowStatus::Running { Wake::At(31) } else { Wake::Never },
         pending: 0,
         journal,
         history,
@@ -161,6 +168,7 @@ pub(crate) fn good() -> Log {
                     Attributes::TimerStarted(v1::TimerStarted {
                         number: 2,
                         duration_us: 20,
+                        fire_at_us: 30,
                         ..Default::default()
                     }),
                 ),
@@ -218,6 +226,7 @@ pub(crate) fn good() -> Log {
                 Attributes::TimerStarted(v1::TimerStarted {
                     number: 1,
                     duration_us: 20,
+                    fire_at_us: 31,
                     ..Default::default()
                 }),
             ),

@@ -297,6 +297,8 @@ pub struct Run {
     pub workflow_id: String,
     /// Its status by its row.
     pub status: WorkflowStatus,
+    /// What its row says of it otherwise.
+    pub row: Row,
     /// Its shard.
     pub shard: i32,
     /// When it must be in memory, by its row.
@@ -309,13 +311,26 @@ pub struct Run {
     pub history: Vec<HistoryEvent>,
 }
 
+/// What the row of a run repeats of its journal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Row {
+    /// Its workflow type.
+    pub workflow_type: String,
+    /// Its task queue.
+    pub task_queue: String,
+    /// When it started. Microseconds since the Unix epoch, as in the journal.
+    pub started_at_us: i64,
+    /// When it closed.
+    pub closed_at_us: Option<i64>,
+}
+
 /// When a run must be in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
     /// Always.
     Hot,
-    /// At some time.
-    At,
+    /// At this time. Microseconds since the Unix epoch.
+    At(i64),
     /// When something comes from outside, or never more.
     Never,
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use onward::{Client, Replayer};
-use onward_checker::log::{JournalRow, Listed, Replay, Run, Wake};
+use onward_checker::log::{JournalRow, Listed, Replay, Row, Run, Wake};
 use onward_proto::{
-    DEFAULT_NAMESPACE, RunId, Slot,
+    DEFAULT_NAMESPACE, RunId, Slot, Timestamp,
     v1::{self, HistoryEvent, history_event::Attributes},
 };
 use onward_server::store::{ListRuns, Loaded, LoadedRun, RunRow, ShardRow, Store, WakeAt};
@@ -81,10 +81,16 @@ pub fn run(loaded: LoadedRun, shards: &[ShardRow], history: Vec<HistoryEvent>) -
         run_id: row.run_id.uuid(),
         workflow_id: row.workflow_id,
         status: row.status,
+        row: Row {
+            workflow_type: row.workflow_type,
+            task_queue: row.task_queue,
+            started_at_us: row.started_at.as_micros(),
+            closed_at_us: row.closed_at.map(Timestamp::as_micros),
+        },
         shard: shard.expect("every slot has a shard").shard_id.0,
         wake: match row.wake_at {
             WakeAt::Hot => Wake::Hot,
-            WakeAt::At(_) => Wake::At,
+            WakeAt::At(at) => Wake::At(at.as_micros()),
             WakeAt::Never => Wake::Never,
         },
         pending: pending.len(),

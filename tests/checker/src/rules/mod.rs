@@ -48,6 +48,7 @@ pub const RULES: &[Rule] = &[
     timers::NEVER_EARLY_FOR_THE_CODE,
     signals::ORDER,
     signals::NOT_OVERLOOKED,
+    state::ROW,
     state::WAKEABLE,
     state::CLOSED_IS_CLOSED,
     state::LISTED,

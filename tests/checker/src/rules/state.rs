@@ -1,13 +1,17 @@
 //! What is derived from histories agrees with them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use onward_proto::v1::{WorkflowStatus, history_event::Attributes};
 
+use super::history;
 use crate::{
     judge::{Judge, Rule},
-    log::{Log, Run, Wake},
+    log::{Log, Row, Run, Wake},
 };
+
+pub(super) const ROW: Rule =
+    Rule { name: "K1", says: "the row of a run repeats what its journal says", check: row };
 
 pub(super) const WAKEABLE: Rule = Rule {
     name: "K3",
@@ -27,22 +31,50 @@ pub(super) const LISTED: Rule = Rule {
     check: listed,
 };
 
-fn wakeable(log: &Log, judge: &mut Judge) {
-    for run in log.runs.iter().filter(|run| run.status == WorkflowStatus::Running) {
-        let waits = waits(run);
-        judge.must(waits.is_empty() || run.wake != Wake::Never, || {
-            format!("{}: it waits for {waits:?} and is never woken", run.run_id)
+fn row(log: &Log, judge: &mut Judge) {
+    for run in &log.runs {
+        let mut told = Row::default();
+        for record in run.journal.iter().flat_map(|row| &row.records) {
+            match &record.attributes {
+                Some(Attributes::WorkflowExecutionStarted(event)) => {
+                    told.workflow_type.clone_from(&event.workflow_type);
+                    told.task_queue.clone_from(&event.task_queue);
+                    told.started_at_us = record.time_us;
+                }
+                Some(attributes) if history::closes(attributes).is_some() => {
+                    told.closed_at_us = Some(record.time_us);
+                }
+                _ => {}
+            }
+        }
+        judge.must(run.row == told, || {
+            format!("{}: its journal says {told:?}, and its row {:?}", run.run_id, run.row)
         });
     }
 }
 
-/// Numbers of timers and activities that have not closed.
-fn waits(run: &Run) -> BTreeSet<u32> {
-    let mut open = BTreeSet::new();
+fn wakeable(log: &Log, judge: &mut Judge) {
+    for run in log.runs.iter().filter(|run| run.status == WorkflowStatus::Running) {
+        let waits = waits(run);
+        let in_time = match run.wake {
+            Wake::Hot => true,
+            Wake::At(wake_us) => waits.values().all(|due_us| wake_us <= *due_us),
+            Wake::Never => waits.is_empty(),
+        };
+        judge.must(in_time, || {
+            format!("{}: it waits for {waits:?} and is woken {:?}", run.run_id, run.wake)
+        });
+    }
+}
+
+/// Numbers of timers and activities that have not closed, and when it is known of them that
+/// something is due.
+fn waits(run: &Run) -> BTreeMap<u32, i64> {
+    let mut open = BTreeMap::new();
     for record in run.journal.iter().flat_map(|row| &row.records) {
         match &record.attributes {
-            Some(Attributes::TimerStarted(event)) => open.insert(event.number),
-            Some(Attributes::ActivityScheduled(event)) => open.insert(event.number),
+            Some(Attributes::TimerStarted(event)) => open.insert(event.number, event.fire_at_us),
+            Some(Attributes::ActivityScheduled(event)) => open.insert(event.number, i64::MAX),
             Some(Attributes::TimerFired(event)) => open.remove(&event.number),
             Some(Attributes::TimerCancelled(event)) => open.remove(&event.number),
             Some(Attributes::ActivityCompleted(event)) => open.remove(&event.number),
@@ -93,6 +125,16 @@ mod tests {
     #[test]
     fn a_run_that_nobody_wakes_is_found() {
         broken("K3", |log| open_run(log).wake = Wake::Never);
+        broken("K3", |log| open_run(log).wake = Wake::At(32));
+    }
+
+    #[test]
+    fn a_row_that_does_not_repeat_its_journal_is_found() {
+        broken("K1", |log| log.runs[0].row.workflow_type.clear());
+        broken("K1", |log| log.runs[0].row.task_queue.clear());
+        broken("K1", |log| log.runs[0].row.started_at_us += 1);
+        broken("K1", |log| log.runs[0].row.closed_at_us = None);
+        broken("K1", |log| open_run(log).row.closed_at_us = Some(1));
     }
 
     #[test]
